@@ -1,0 +1,1 @@
+//! A LAN user's proxy.

@@ -1,0 +1,7 @@
+//! Who is here and may do what.
+//!
+//! [`member`] says what a certificate is worth, [`profile`] is the file that a member keeps. The rest are the messages of
+//! the LAN and of the login, and what is known of the LAN's relays: all sans-IO.
+
+pub mod member;
+pub mod profile;

@@ -1,0 +1,1 @@
+//! Certificates in use: TLS configurations.
