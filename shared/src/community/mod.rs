@@ -3,5 +3,6 @@
 //! [`member`] says what a certificate is worth, [`profile`] is the file that a member keeps. The rest are the messages of
 //! the LAN and of the login, and what is known of the LAN's relays: all sans-IO.
 
+pub mod login;
 pub mod member;
 pub mod profile;
