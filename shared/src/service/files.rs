@@ -1,0 +1,250 @@
+//! Reading a program's files: profiles, which are secret, and configurations.
+//!
+//! Errors name the file, what is wrong with it and what to do. No secret of a profile gets into one.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::Exit;
+use crate::community::{
+    member::Role,
+    profile::{Profile, ProfileError},
+};
+
+/// A file that can't be used.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// There is no such file.
+    #[error("{} does not exist: check the path{hint}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// Where such a file comes from.
+        hint: &'static str,
+    },
+    /// The file can't be read.
+    #[error("can't read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Longer than [`FILE_BYTES_MAX`].
+    #[error("{} is longer than {FILE_BYTES_MAX} bytes, so it is not the file that was meant: check the path", path.display())]
+    Long {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others may read the secret key in the profile.
+    #[error("{} holds a secret key and others may read it (mode {mode:04o}): run `chmod 600 {}`", path.display(), path.display())]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The profile of another kind of member.
+    #[error("{} is a {is}'s profile, {program} needs a {needs}'s: ask for one made with `reconst {needs} add`", path.display())]
+    Role {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        is: Role,
+        /// Whose it must be.
+        needs: Role,
+        /// The program that needs it.
+        program: &'static str,
+    },
+    /// Not a profile.
+    #[error("{} is not a valid profile: {problem}; ask whoever runs `reconst` for a new one", path.display())]
+    Profile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, without the secret in it.
+        problem: String,
+    },
+    /// Not a configuration.
+    #[error("{} is not a valid configuration: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and on which line.
+        source: toml::de::Error,
+    },
+}
+
+impl FileError {
+    /// The exit code of a program that ends because of this.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Mode { .. } => Exit::Permission,
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
+            Self::Profile { .. } => Exit::Data,
+            Self::Missing { .. } | Self::Read { .. } | Self::Long { .. } | Self::Role { .. } | Self::Config { .. } => Exit::Config,
+        }
+    }
+}
+
+/// Reads the profile of a member whose role is `needs`, for `program`.
+///
+/// # Errors
+/// If the file is missing, readable for others than its owner, not a profile, or another role's.
+pub fn read_profile(path: &Path, needs: Role, program: &'static str) -> Result<Profile, FileError> {
+    let file = open(path, "; a profile is made with `reconst user add` or `reconst relay add`")?;
+    check_owner_only(path, &file)?;
+    let text = read(path, file)?;
+    let profile =
+        Profile::parse(&text).map_err(|error| FileError::Profile { path: path.into(), problem: without_secrets(&text, &error) })?;
+    if profile.identity.role != needs {
+        return Err(FileError::Role { path: path.into(), is: profile.identity.role, needs, program });
+    }
+    Ok(profile)
+}
+
+/// Reads a TOML configuration file. With `#[serde(deny_unknown_fields)]` on `T`, the error names the misspelt key, its line
+/// and the keys there are.
+///
+/// # Errors
+/// If the file is missing, can't be read or is not a `T`.
+pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    let text = read(path, open(path, "")?)?;
+    toml::from_str(&text).map_err(|source| FileError::Config { path: path.into(), source })
+}
+
+fn open(path: &Path, hint: &'static str) -> Result<File, FileError> {
+    File::open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => FileError::Missing { path: path.into(), hint },
+        _ => FileError::Read { path: path.into(), source },
+    })
+}
+
+fn read(path: &Path, file: File) -> Result<String, FileError> {
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|source| FileError::Read { path: path.into(), source })?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(FileError::Long { path: path.into() });
+    }
+    Ok(text)
+}
+
+/// Looks at the file that was opened, so that nothing can be put in its place between the look and the reading.
+#[cfg(unix)]
+fn check_owner_only(path: &Path, file: &File) -> Result<(), FileError> {
+    use std::os::unix::fs::PermissionsExt;
+
+    let mode = file.metadata().map_err(|source| FileError::Read { path: path.into(), source })?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(FileError::Mode { path: path.into(), mode });
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_owner_only(_path: &Path, _file: &File) -> Result<(), FileError> {
+    Ok(())
+}
+
+/// TOML's own message quotes the line, which may be one of the key.
+fn without_secrets(text: &str, error: &ProfileError) -> String {
+    let ProfileError::Toml(error) = error else { return error.to_string() };
+    let line = error.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.matches('\n').count() + 1);
+    format!("line {line}: {}", error.message())
+}
+
+/// A profile takes about 3 KB, a configuration less; a wrong path may be a disk image.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        os::unix::fs::OpenOptionsExt,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    const PROFILE: &str = r#"
+        role = "relay"
+        name = "ann"
+        lan = "elm"
+        lan-id = 15
+        reconst = ["203.0.113.1:10000"]
+        certificate = "c"
+        key = "the secret"
+        authority = "a"
+    "#;
+
+    #[derive(Deserialize, Debug)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    struct Sample {
+        #[allow(dead_code)]
+        weight_up: u32,
+    }
+
+    #[test]
+    fn a_profile_that_others_may_read_is_refused_with_the_command_that_mends_it() {
+        let path = Scratch::new(PROFILE, 0o640);
+        let error = read_profile(&path.0, Role::Relay, "peer-relay").expect_err("mode 0640");
+        assert_eq!(error.exit(), Exit::Permission);
+        assert!(error.to_string().contains(&format!("chmod 600 {}", path.0.display())), "{error}");
+    }
+
+    #[test]
+    fn a_profile_of_another_role_is_refused_by_name() {
+        let path = Scratch::new(PROFILE, 0o600);
+        assert!(read_profile(&path.0, Role::Relay, "peer-relay").is_ok());
+        let error = read_profile(&path.0, Role::User, "proxy-local").expect_err("a relay's");
+        assert!(error.to_string().contains("is a relay's profile, proxy-local needs a user's"), "{error}");
+    }
+
+    #[test]
+    fn an_error_in_a_profile_names_the_line_and_keeps_the_key() {
+        let path = Scratch::new(&PROFILE.replace("\"the secret\"", "\"the secret"), 0o600);
+        let error = read_profile(&path.0, Role::Relay, "peer-relay").expect_err("not TOML");
+        assert!(error.to_string().contains("line 8"), "{error}");
+        assert!(!error.to_string().contains("the secret"), "{error}");
+        assert_eq!(error.exit(), Exit::Data);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_its_line_and_the_keys_there_are() {
+        let path = Scratch::new("\nwieght-up = 3\n", 0o644);
+        let error = read_config::<Sample>(&path.0).expect_err("misspelt").to_string();
+        assert!(error.contains("wieght-up") && error.contains("line 2") && error.contains("`weight-up`"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_is_said_to_be_missing() {
+        let error = read_config::<Sample>(Path::new("/nonexistent/tributary.toml")).expect_err("missing");
+        assert!(matches!(error, FileError::Missing { .. }), "{error}");
+    }
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(text: &str, mode: u32) -> Self {
+            static COUNT: AtomicU32 = AtomicU32::new(0);
+            let name = format!("tributary-files-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).expect("a new file");
+            file.write_all(text.as_bytes()).expect("written");
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+}

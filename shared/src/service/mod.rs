@@ -1,0 +1,18 @@
+//! What the three programs have in common as programs.
+//!
+//! * [`Shutdown`], [`shutdown_on_signals`], [`Reloads`]: when to drain, to stop, to read the configuration again.
+//! * [`LogFormat`], [`init_logging`]: the log, on standard error.
+//! * [`read_profile`], [`read_config`]: files, with errors that say what to do.
+//! * [`Failure`], [`conclude`]: the one message and the exit code that a program ends with.
+//! * [`admin`]: the HTTP endpoint behind `status`.
+
+pub mod admin;
+mod failure;
+mod files;
+mod logging;
+mod shutdown;
+
+pub use failure::{Exit, Failure, bind_failure, conclude};
+pub use files::{FileError, read_config, read_profile};
+pub use logging::{LogFormat, init_logging};
+pub use shutdown::{Reloads, Shutdown, reload_on_hangup, shutdown_on_signals};
