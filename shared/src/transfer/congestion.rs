@@ -1,0 +1,519 @@
+//! How much a path sends: congestion control for shared consumer lines.
+//!
+//! Each path paces at the line's capacity and corrects the pace by the queue it sees, so that the queue stands at a few
+//! milliseconds: never empty, so the line never idles; never deep, so a request behind a bulk flow hardly waits.
+//!
+//! * The *queue* is a one-way measure: arrival time on the receiver's clock less sending time on ours, less the least such
+//!   difference seen lately (as in LEDBAT, RFC 6817 §2). Queues of the reverse direction don't disturb it.
+//! * The *capacity* is the delivery rate on the receiver's clock while a queue stands, since the line then decides the rate. It is a
+//!   measure of what arrived, so random loss does not lower it (as in BBR, draft-ietf-ccwg-bbr).
+//! * *Slow start* doubles the window each round trip and ends at the first sign of a queue (as HyStart++, RFC 9406), or of heavy loss.
+//! * In the *steady* phase the pace is `capacity × (1 + (target − queue) / T)`: a proportional controller whose time constant `T` is some
+//!   round trips, because it acts on a measure that is one round trip old. A window bounds what is in flight all the same.
+//! * Every [`DRAIN_EVERY`] the queue is let run empty for an instant, so that the least delay is seen again.
+//!
+//! Bytes here are whole packets, headers included. Which bytes are sent is not decided here.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// Congestion control of one path.
+#[derive(Debug)]
+pub struct Congestion {
+    phase: Phase,
+    /// The slow-start window, bytes.
+    slow_start_window: f64,
+    /// The line's rate, bytes per second; 0 until measured.
+    capacity: f64,
+    /// What the pace is multiplied with to make up for random loss: the lost fraction, smoothed.
+    loss: f64,
+    delay: DelayFilter,
+    rates: RateFilter,
+    min_rtt: MinFilter,
+    round: Round,
+    /// Rounds in a row whose queue stayed empty although nothing but the pace held the sender back.
+    empty_rounds: u32,
+    /// Rounds for which the pace isn't raised, after losses that raising it caused.
+    cautious_rounds: u32,
+    drain: Drain,
+    /// Since when the pace has been below the capacity, and the queue then.
+    braking: Option<(Instant, f64)>,
+    smoothed_rtt: Duration,
+    pacer: Pacer,
+}
+
+/// What an acknowledgement says about the line.
+#[derive(Clone, Copy, Debug)]
+pub struct AckSample {
+    /// Bytes newly acknowledged.
+    pub acked_bytes: u64,
+    /// Bytes newly declared lost.
+    pub lost_bytes: u64,
+    /// When the largest newly acknowledged datagram was sent, in microseconds on our clock, and when that was; `None` if its number is not new.
+    pub largest_sent: Option<(Instant, u64)>,
+    /// When it arrived, in microseconds on the receiver's clock.
+    pub received_at_us: u64,
+    /// The round trip it took, without the time that the acknowledgement was held back.
+    pub rtt: Duration,
+    /// The smoothed round-trip time.
+    pub smoothed_rtt: Duration,
+    /// Bytes in flight now.
+    pub in_flight: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    SlowStart,
+    Steady,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Drain {
+    /// Not before.
+    Waiting(Option<Instant>),
+    /// Until the queue is seen empty, at most until then.
+    Running(Instant),
+}
+
+/// One round trip: from a sending until that datagram is acknowledged.
+#[derive(Debug, Default)]
+struct Round {
+    began: Option<Instant>,
+    acked_bytes: u64,
+    lost_bytes: u64,
+    lost_events: u32,
+    least_queue: Option<f64>,
+    is_app_limited: bool,
+    best_rate: f64,
+}
+
+/// A packet of the largest size that is counted on, bytes.
+const PACKET_BYTES: f64 = 1500.0;
+
+/// RFC 6928.
+const INITIAL_WINDOW_BYTES: f64 = 10.0 * PACKET_BYTES;
+
+/// The queue aimed at: enough to bridge the jitter of timers on both ends, or two packets of a line so slow that they take longer.
+const TARGET_QUEUE: f64 = 0.004;
+const TARGET_PACKETS: f64 = 2.0;
+
+/// The queue that the window allows above the line's own delay.
+const WINDOW_QUEUE: f64 = 0.025;
+
+/// Slow start ends at a queue of an eighth of the round trip within these bounds (RFC 9406 §4.3).
+const SLOW_START_QUEUE: (f64, f64) = (0.004, 0.016);
+
+/// The loss in one round that ends slow start, and at least so many losses.
+const SLOW_START_LOSS: f64 = 0.1;
+const SLOW_START_LOSSES: u32 = 4;
+
+/// A round's loss beyond the usual that counts as an overflowing queue too short to be seen as delay.
+const OVERFLOW_LOSS: f64 = 0.04;
+
+/// Rounds without raising the pace after that.
+const CAUTIOUS_ROUNDS: u32 = 16;
+
+/// The bounds of the pace as a fraction of the capacity.
+const GAIN: (f64, f64) = (0.7, 1.25);
+
+/// The pace of rounds that follow ever more rounds with an empty queue: the line may have become faster.
+const EMPTY_GAINS: [f64; 6] = [1.05, 1.05, 1.1, 1.1, 1.25, 1.25];
+
+/// Random loss that is made up for, at most.
+const MAX_LOSS: f64 = 0.2;
+
+/// How often the queue is let run empty; the least delay is that of the last two such spans.
+const DRAIN_EVERY: Duration = Duration::from_secs(10);
+const DRAIN_GAIN: f64 = 0.8;
+
+impl Congestion {
+    /// A path of which only the round-trip time is known.
+    pub fn new(smoothed_rtt: Duration) -> Self {
+        Self {
+            phase: Phase::SlowStart,
+            slow_start_window: INITIAL_WINDOW_BYTES,
+            capacity: 0.0,
+            loss: 0.0,
+            delay: DelayFilter::default(),
+            rates: RateFilter::default(),
+            min_rtt: MinFilter::default(),
+            round: Round::default(),
+            empty_rounds: 0,
+            cautious_rounds: 0,
+            drain: Drain::Waiting(None),
+            braking: None,
+            smoothed_rtt,
+            pacer: Pacer::default(),
+        }
+    }
+
+    /// Whether `bytes` may leave now with `in_flight` bytes in flight; if only the pace forbids it, when they may.
+    pub fn may_send(&mut self, now: Instant, bytes: u64, in_flight: u64) -> Result<(), Option<Instant>> {
+        if in_flight > 0 && in_flight + bytes > self.window() {
+            return Err(None);
+        }
+        let pace = self.pace();
+        self.pacer.ready(now, bytes as f64, pace).map_err(Some)
+    }
+
+    /// Notes that `bytes` left.
+    pub fn on_sent(&mut self, now: Instant, bytes: u64) {
+        self.round.began.get_or_insert(now);
+        self.pacer.spend(bytes as f64);
+    }
+
+    /// Notes that the path could have sent more with `in_flight` bytes in flight, but there was nothing for it.
+    pub fn on_app_limited(&mut self, in_flight: u64) {
+        self.rates.on_app_limited(in_flight);
+        self.round.is_app_limited = true;
+    }
+
+    /// Works an acknowledgement in.
+    pub fn on_ack(&mut self, now: Instant, sample: &AckSample) {
+        self.smoothed_rtt = sample.smoothed_rtt;
+        self.rates.delivered += sample.acked_bytes;
+        self.round.acked_bytes += sample.acked_bytes;
+        self.round.lost_bytes += sample.lost_bytes;
+        self.round.lost_events += u32::from(sample.lost_bytes > 0);
+        let Some((sent_at, sent_at_us)) = sample.largest_sent else { return };
+        self.min_rtt.push(sample.rtt.as_secs_f64());
+        let queue = self.delay.push(sample.received_at_us as i64 - sent_at_us as i64);
+        let least = self.round.least_queue.get_or_insert(queue);
+        *least = least.min(queue);
+        let rate = self.rates.push(sample.received_at_us, sent_at_us, self.smoothed_rtt);
+        if let Some(rate) = rate {
+            self.round.best_rate = self.round.best_rate.max(rate.bytes_per_second);
+        }
+        match self.phase {
+            Phase::SlowStart => self.slow_start(sample, rate),
+            Phase::Steady => self.steady(now, rate, sample.acked_bytes),
+        }
+        if self.round.began.is_some_and(|began| sent_at >= began) {
+            self.end_round(now);
+        }
+    }
+
+    /// Begins anew after the path was silent: the line may be another now, or hold what was sent before.
+    pub fn on_revival(&mut self) {
+        self.phase = Phase::SlowStart;
+        self.slow_start_window = INITIAL_WINDOW_BYTES;
+        self.rates = RateFilter { delivered: self.rates.delivered, ..RateFilter::default() };
+        self.delay = DelayFilter::default();
+        self.round = Round::default();
+        self.braking = None;
+        self.pacer = Pacer::default();
+    }
+
+    /// Bytes that may be in flight.
+    pub fn window(&self) -> u64 {
+        match self.phase {
+            Phase::SlowStart => self.slow_start_window as u64,
+            Phase::Steady => {
+                let held_back = super::acks::max_delay(self.smoothed_rtt).as_secs_f64();
+                let queue = WINDOW_QUEUE.max(2.0 * self.target());
+                let span = self.min_rtt.least().unwrap_or(self.smoothed_rtt.as_secs_f64()) + held_back + queue;
+                (self.capacity * span / (1.0 - self.loss) + 3.0 * PACKET_BYTES) as u64
+            }
+        }
+    }
+
+    /// The line's rate in bytes per second as far as it is known.
+    pub fn capacity(&self) -> f64 {
+        let guess = self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3);
+        if self.capacity == 0.0 { guess } else { self.capacity }
+    }
+
+    /// Whether the line's rate has been measured, not guessed.
+    pub fn is_measured(&self) -> bool {
+        self.phase == Phase::Steady
+    }
+
+    /// The least round-trip time seen lately.
+    pub fn min_rtt(&self) -> Duration {
+        self.min_rtt.least().map_or(self.smoothed_rtt, Duration::from_secs_f64)
+    }
+
+    /// The queue on the way there.
+    pub fn queue(&self) -> Duration {
+        Duration::from_secs_f64(self.delay.recent())
+    }
+
+    /// The fraction of bytes lost lately.
+    pub fn loss(&self) -> f64 {
+        self.loss
+    }
+
+    fn target(&self) -> f64 {
+        let packets = if self.capacity > 0.0 { TARGET_PACKETS * PACKET_BYTES / self.capacity } else { 0.0 };
+        TARGET_QUEUE.max(packets)
+    }
+
+    /// The pace in bytes per second.
+    fn pace(&self) -> f64 {
+        match self.phase {
+            Phase::SlowStart => 2.0 * self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3),
+            Phase::Steady => self.capacity * self.gain() / (1.0 - self.loss),
+        }
+    }
+
+    fn gain(&self) -> f64 {
+        if matches!(self.drain, Drain::Running(_)) {
+            return DRAIN_GAIN;
+        }
+        let queue = self.delay.recent();
+        let time_constant = 3.0 * self.smoothed_rtt.as_secs_f64() + 0.020;
+        let gain = 1.0 + (self.target() - queue) / time_constant;
+        let highest = if self.cautious_rounds > 0 { 1.0 } else { GAIN.1 };
+        let probing = if self.cautious_rounds == 0 && self.empty_rounds > 0 {
+            EMPTY_GAINS[(self.empty_rounds as usize - 1).min(EMPTY_GAINS.len() - 1)]
+        } else {
+            0.0
+        };
+        gain.max(probing).clamp(GAIN.0, highest)
+    }
+
+    fn slow_start(&mut self, sample: &AckSample, rate: Option<Rate>) {
+        let window_was_used = sample.in_flight + sample.acked_bytes >= (self.slow_start_window * 0.5) as u64;
+        if window_was_used {
+            self.slow_start_window += sample.acked_bytes as f64;
+        }
+        let threshold = (self.smoothed_rtt.as_secs_f64() / 8.0).clamp(SLOW_START_QUEUE.0, SLOW_START_QUEUE.1);
+        let queue_stands = self.delay.is_full() && self.delay.recent() > threshold;
+        let acked_and_lost = (self.round.acked_bytes + self.round.lost_bytes) as f64;
+        let loses = self.round.lost_events >= SLOW_START_LOSSES && self.round.lost_bytes as f64 > SLOW_START_LOSS * acked_and_lost;
+        if queue_stands || loses {
+            let measured = self.round.best_rate.max(rate.map_or(0.0, |rate| rate.bytes_per_second));
+            self.capacity = if measured > 0.0 { measured } else { self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3) / 2.0 };
+            self.phase = Phase::Steady;
+            self.empty_rounds = 0;
+        }
+    }
+
+    fn steady(&mut self, now: Instant, rate: Option<Rate>, acked_bytes: u64) {
+        let queue = self.delay.recent();
+        let target = self.target();
+        if let Some(rate) = rate {
+            let measured = rate.bytes_per_second;
+            let queue_stands = queue > target / 4.0;
+            // The share of a round trip that this acknowledgement stands for.
+            let share = acked_bytes as f64 / (self.capacity * self.smoothed_rtt.as_secs_f64()).max(1.0);
+            if measured > self.capacity && !queue_stands {
+                self.capacity = measured;
+            } else if queue_stands && (!rate.is_app_limited || measured > self.capacity || queue > 2.0 * target) {
+                self.capacity += (measured - self.capacity) * (0.7 * share).min(1.0);
+            }
+        }
+        match self.drain {
+            Drain::Waiting(None) => self.drain = Drain::Waiting(Some(now + DRAIN_EVERY)),
+            Drain::Waiting(Some(at)) if now >= at => self.drain = Drain::Running(now + self.smoothed_rtt * 2 + Duration::from_millis(20)),
+            Drain::Running(until) if now >= until || queue < TARGET_QUEUE / 8.0 => {
+                self.delay.begin_span();
+                self.min_rtt.begin_span();
+                self.drain = Drain::Waiting(Some(now + DRAIN_EVERY));
+            }
+            _ => {}
+        }
+        self.release_foreign_queue(now, queue, target);
+    }
+
+    /// A queue that does not shrink while the pace is below the capacity isn't ours, or isn't a queue: the way has become longer. Then
+    /// what stands there is the new least delay.
+    fn release_foreign_queue(&mut self, now: Instant, queue: f64, target: f64) {
+        if self.gain() > 0.95 || queue < 2.0 * target {
+            self.braking = None;
+            return;
+        }
+        let (since, queue_then) = *self.braking.get_or_insert((now, queue));
+        if now.duration_since(since) < self.smoothed_rtt * 4 + Duration::from_millis(50) {
+            return;
+        }
+        if queue > 0.7 * queue_then {
+            self.delay.rebase();
+            self.min_rtt = MinFilter::default();
+        }
+        self.braking = None;
+    }
+
+    fn end_round(&mut self, now: Instant) {
+        let round = std::mem::take(&mut self.round);
+        self.round.began = Some(now);
+        let total = (round.acked_bytes + round.lost_bytes) as f64;
+        let lost = if total > 0.0 { round.lost_bytes as f64 / total } else { 0.0 };
+        if self.phase == Phase::Steady && round.lost_events >= SLOW_START_LOSSES && lost > self.loss * 2.0 + OVERFLOW_LOSS {
+            self.cautious_rounds = CAUTIOUS_ROUNDS;
+            if round.best_rate > 0.0 {
+                self.capacity = self.capacity.min(round.best_rate);
+            }
+        }
+        if total >= 8.0 * PACKET_BYTES {
+            self.loss = (self.loss + (lost - self.loss) / 16.0).min(MAX_LOSS);
+        }
+        self.cautious_rounds = self.cautious_rounds.saturating_sub(1);
+        let queue_was_empty = round.least_queue.is_some_and(|queue| queue < self.target() / 4.0);
+        let is_draining = matches!(self.drain, Drain::Running(_));
+        self.empty_rounds = if queue_was_empty && !round.is_app_limited && !is_draining { self.empty_rounds + 1 } else { 0 };
+    }
+}
+
+/// One-way delay above the least seen lately.
+#[derive(Debug, Default)]
+struct DelayFilter {
+    /// Arrival less sending, microseconds between two clocks of unknown difference: the least of the span before and of this one.
+    span_before: Option<i64>,
+    span_now: Option<i64>,
+    recent: VecDeque<i64>,
+}
+
+/// Samples of which the least counts: one that met a busy machine doesn't look like a queue.
+const RECENT_SAMPLES: usize = 4;
+
+impl DelayFilter {
+    /// Adds a sample; gives its queue in seconds.
+    fn push(&mut self, delay_us: i64) -> f64 {
+        self.span_now = Some(self.span_now.map_or(delay_us, |least| least.min(delay_us)));
+        if self.recent.len() == RECENT_SAMPLES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(delay_us);
+        (delay_us - self.least()) as f64 / 1e6
+    }
+
+    /// The least queue of the last few samples, in seconds.
+    fn recent(&self) -> f64 {
+        self.recent.iter().min().map_or(0.0, |&delay_us| (delay_us - self.least()) as f64 / 1e6)
+    }
+
+    fn is_full(&self) -> bool {
+        self.recent.len() == RECENT_SAMPLES
+    }
+
+    fn begin_span(&mut self) {
+        self.span_before = self.span_now.take();
+    }
+
+    fn rebase(&mut self) {
+        self.span_before = None;
+        self.span_now = self.recent.iter().min().copied();
+    }
+
+    fn least(&self) -> i64 {
+        match (self.span_before, self.span_now) {
+            (Some(before), Some(now)) => before.min(now),
+            (before, now) => before.or(now).unwrap_or(0),
+        }
+    }
+}
+
+/// The least of the span before and of this one.
+#[derive(Debug, Default)]
+struct MinFilter {
+    span_before: Option<f64>,
+    span_now: Option<f64>,
+}
+
+impl MinFilter {
+    fn push(&mut self, value: f64) {
+        self.span_now = Some(self.span_now.map_or(value, |least| least.min(value)));
+    }
+
+    fn begin_span(&mut self) {
+        self.span_before = self.span_now.take();
+    }
+
+    fn least(&self) -> Option<f64> {
+        match (self.span_before, self.span_now) {
+            (Some(before), Some(now)) => Some(before.min(now)),
+            (before, now) => before.or(now),
+        }
+    }
+}
+
+/// The delivery rate over the last round trip, on the receiver's clock.
+#[derive(Debug, Default)]
+struct RateFilter {
+    /// Bytes delivered so far.
+    delivered: u64,
+    /// Until so many bytes are delivered the sender was short of data at times.
+    app_limited_until: u64,
+    points: VecDeque<RatePoint>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RatePoint {
+    received_at_us: u64,
+    sent_at_us: u64,
+    delivered: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    bytes_per_second: f64,
+    is_app_limited: bool,
+}
+
+/// A rate is measured over at least this many bytes and seconds: fewer say more of timers than of the line.
+const RATE_BYTES: u64 = 4 * PACKET_BYTES as u64;
+const RATE_SPAN_US: u64 = 8_000;
+
+/// Points remembered, at most.
+const RATE_POINTS: usize = 256;
+
+impl RateFilter {
+    fn push(&mut self, received_at_us: u64, sent_at_us: u64, span: Duration) -> Option<Rate> {
+        if self.points.back().is_some_and(|last| received_at_us <= last.received_at_us) {
+            return None;
+        }
+        let point = RatePoint { received_at_us, sent_at_us, delivered: self.delivered };
+        self.points.push_back(point);
+        let span_us = (span.as_micros() as u64).max(RATE_SPAN_US);
+        while self.points.len() > 2 {
+            let second = self.points[1];
+            let is_enough = received_at_us - second.received_at_us >= span_us && point.delivered - second.delivered >= RATE_BYTES;
+            if !is_enough && self.points.len() <= RATE_POINTS {
+                break;
+            }
+            self.points.pop_front();
+        }
+        let first = self.points[0];
+        let elapsed_us = (received_at_us - first.received_at_us).max(sent_at_us.saturating_sub(first.sent_at_us));
+        let bytes = point.delivered - first.delivered;
+        if bytes < RATE_BYTES || elapsed_us < RATE_SPAN_US / 2 {
+            return None;
+        }
+        Some(Rate { bytes_per_second: bytes as f64 * 1e6 / elapsed_us as f64, is_app_limited: first.delivered < self.app_limited_until })
+    }
+
+    fn on_app_limited(&mut self, in_flight: u64) {
+        self.app_limited_until = self.delivered + in_flight.max(1);
+    }
+}
+
+/// A token bucket: what the pace allows, saved up for at most a timer's tick.
+#[derive(Debug, Default)]
+struct Pacer {
+    tokens: f64,
+    refilled_at: Option<Instant>,
+}
+
+/// What may leave at once: the pace of this time, at least so many packets. Timers tick in milliseconds and fire late on a busy machine.
+const BURST: Duration = Duration::from_millis(4);
+const BURST_PACKETS: f64 = 2.0;
+
+impl Pacer {
+    fn ready(&mut self, now: Instant, bytes: f64, pace: f64) -> Result<(), Instant> {
+        let burst = (pace * BURST.as_secs_f64()).max(BURST_PACKETS * PACKET_BYTES);
+        let elapsed = self.refilled_at.map_or(BURST, |at| now.saturating_duration_since(at));
+        self.tokens = (self.tokens + pace * elapsed.as_secs_f64()).min(burst);
+        self.refilled_at = Some(now);
+        if self.tokens >= bytes.min(burst) {
+            return Ok(());
+        }
+        Err(now + Duration::from_secs_f64(((bytes - self.tokens) / pace.max(1.0)).min(10.0)))
+    }
+
+    fn spend(&mut self, bytes: f64) {
+        self.tokens -= bytes;
+    }
+}

@@ -1,0 +1,168 @@
+//! The session's own messages: the bytes of flow 0.
+//!
+//! ```text
+//! message = length (varint, of what follows), type (1 byte), fields
+//! 0x01 credit: flow, limit      the flow's sender may send up to this offset
+//! 0x02 abort:  flow, code       the flow is over in both directions; what is under way counts for nothing
+//! ```
+//! A message of an unknown type is skipped, so that newer ends may say more.
+
+use bytes::{Buf, BufMut};
+
+use crate::{
+    ids::FlowId,
+    wire::{self, WireError},
+};
+
+/// A message on the control flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// The flow's sender may send up to `limit`.
+    Credit {
+        /// The flow.
+        flow: FlowId,
+        /// An offset in the flow.
+        limit: u64,
+    },
+    /// The flow is over in both directions.
+    Abort {
+        /// The flow.
+        flow: FlowId,
+        /// Why.
+        code: AbortCode,
+    },
+}
+
+/// Why a flow was aborted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum AbortCode {
+    /// The application or the content server reset its connection.
+    Reset = 1,
+    /// More flows at once than the other end takes.
+    TooManyFlows = 2,
+    /// The other end broke the rules of the protocol on this flow.
+    Protocol = 3,
+    /// The session is over.
+    SessionLost = 4,
+}
+
+/// The longest message that is taken in, in bytes.
+const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
+
+const CREDIT: u8 = 0x01;
+const ABORT: u8 = 0x02;
+
+impl Message {
+    /// Appends the message.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut body = Vec::with_capacity(18);
+        match self {
+            Self::Credit { flow, limit } => {
+                body.put_u8(CREDIT);
+                wire::put_varint(&mut body, flow.0);
+                wire::put_varint(&mut body, *limit);
+            }
+            Self::Abort { flow, code } => {
+                body.put_u8(ABORT);
+                wire::put_varint(&mut body, flow.0);
+                body.put_u8(*code as u8);
+            }
+        }
+        wire::put_bytes(out, &body);
+    }
+
+    fn decode(mut body: &[u8]) -> Result<Option<Self>, WireError> {
+        match wire::take_u8(&mut body)? {
+            CREDIT => {
+                let flow = FlowId(wire::take_varint(&mut body)?);
+                Ok(Some(Self::Credit { flow, limit: wire::take_varint(&mut body)? }))
+            }
+            ABORT => {
+                let flow = FlowId(wire::take_varint(&mut body)?);
+                let code = match wire::take_u8(&mut body)? {
+                    2 => AbortCode::TooManyFlows,
+                    3 => AbortCode::Protocol,
+                    4 => AbortCode::SessionLost,
+                    _ => AbortCode::Reset,
+                };
+                Ok(Some(Self::Abort { flow, code }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Puts messages together from the control flow's bytes, however they are cut.
+#[derive(Debug, Default)]
+pub struct MessageReader {
+    partial: Vec<u8>,
+}
+
+impl MessageReader {
+    /// Adds bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.partial.extend_from_slice(bytes);
+    }
+
+    /// Takes the next whole message out that this end knows.
+    ///
+    /// # Errors
+    /// If a message is longer than any may be, or cut short within itself.
+    pub fn next_message(&mut self) -> Result<Option<Message>, WireError> {
+        loop {
+            let mut input = &self.partial[..];
+            let Ok(len) = wire::take_varint(&mut input) else { return Ok(None) };
+            if len > MAX_MESSAGE_BYTES {
+                return Err(WireError::Value("message length"));
+            }
+            let len = len as usize;
+            if input.remaining() < len {
+                return Ok(None);
+            }
+            let message = Message::decode(&input[..len])?;
+            let used = self.partial.len() - input.len() + len;
+            self.partial.drain(..used);
+            if message.is_some() {
+                return Ok(message);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_out_however_they_are_cut_and_unknown_ones_are_skipped() {
+        let messages = [
+            Message::Credit { flow: FlowId(7), limit: 1 << 40 },
+            Message::Abort { flow: FlowId(1 << 20), code: AbortCode::TooManyFlows },
+            Message::Credit { flow: FlowId(0), limit: 1 },
+        ];
+        let mut bytes = Vec::new();
+        messages[0].encode(&mut bytes);
+        wire::put_bytes(&mut bytes, &[0x7f, 1, 2, 3]);
+        messages[1].encode(&mut bytes);
+        messages[2].encode(&mut bytes);
+        let mut reader = MessageReader::default();
+        let mut got = Vec::new();
+        for byte in bytes {
+            reader.push(&[byte]);
+            while let Some(message) = reader.next_message().expect("valid") {
+                got.push(message);
+            }
+        }
+        assert_eq!(got, messages);
+    }
+
+    #[test]
+    fn a_message_too_long_to_be_one_is_refused() {
+        let mut reader = MessageReader::default();
+        let mut bytes = Vec::new();
+        wire::put_varint(&mut bytes, MAX_MESSAGE_BYTES + 1);
+        reader.push(&bytes);
+        assert!(reader.next_message().is_err());
+    }
+}

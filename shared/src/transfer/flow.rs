@@ -1,0 +1,98 @@
+//! One flow of a session: a send buffer, a reorder buffer and the credit between them.
+
+use std::time::{Duration, Instant};
+
+use super::{control::AbortCode, reorder::Reorder, schedule::Class, send_buffer::SendBuffer};
+
+/// One flow.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) send: SendBuffer,
+    pub(super) receive: Reorder,
+    /// The credit given beyond what the application has read.
+    pub(super) window: u64,
+    /// The queue that the flow waits in for a path, if any.
+    pub(super) queued: Option<Class>,
+    /// Bytes sent since the flow last paused.
+    burst_bytes: u64,
+    last_sent_at: Option<Instant>,
+    /// The application wants to write more than there was room for.
+    pub(super) writer_waits: bool,
+    /// Credit that the other end has not been told of.
+    pub(super) owes_credit: bool,
+    pub(super) aborted: Option<AbortCode>,
+    /// The application has let go of the flow.
+    pub(super) is_released: bool,
+}
+
+/// A flow is interactive until it has sent so many bytes without a pause: most requests and answers of a page fit.
+const INTERACTIVE_BYTES: u64 = 128 * 1024;
+
+/// What counts as a pause: longer than the round trip of all but satellite lines.
+const PAUSE: Duration = Duration::from_millis(300);
+
+impl Flow {
+    pub(super) fn new(window: u64) -> Self {
+        Self {
+            send: SendBuffer::new(window),
+            receive: Reorder::new(window),
+            window,
+            queued: None,
+            burst_bytes: 0,
+            last_sent_at: None,
+            writer_waits: false,
+            owes_credit: false,
+            aborted: None,
+            is_released: false,
+        }
+    }
+
+    pub(super) fn class(&self) -> Class {
+        if self.burst_bytes < INTERACTIVE_BYTES { Class::Interactive } else { Class::Bulk }
+    }
+
+    pub(super) fn on_sent(&mut self, now: Instant, bytes: u64) {
+        if self.last_sent_at.is_none_or(|at| now.saturating_duration_since(at) > PAUSE) {
+            self.burst_bytes = 0;
+        }
+        self.last_sent_at = Some(now);
+        self.burst_bytes += bytes;
+    }
+
+    /// Whether the application has more to send than the session has room for.
+    pub(super) fn is_backlogged(&self, unsent_limit: u64) -> bool {
+        self.writer_waits || self.send.unsent() >= unsent_limit / 2
+    }
+
+    /// Whether both directions have come to their end.
+    pub(super) fn is_over(&self) -> bool {
+        self.aborted.is_some() || (self.send.is_delivered() && self.receive.is_consumed())
+    }
+
+    pub(super) fn abort(&mut self, code: AbortCode) {
+        self.aborted = Some(code);
+        self.send.clear();
+        self.receive.clear();
+        self.owes_credit = false;
+        self.writer_waits = false;
+    }
+
+    /// Gives the sender credit for what the application has read, in steps of a quarter window. If the sender uses most of the window
+    /// and the application keeps up, the window doubles within `growth` (bytes left to give); tells by how much it grew.
+    pub(super) fn give_credit(&mut self, max_window: u64, growth: u64) -> u64 {
+        let consumed = self.receive.consumed();
+        let limit = self.receive.limit();
+        let mut grown = 0;
+        let sender_uses_window = self.receive.highest() + self.window / 2 > limit;
+        let application_keeps_up = self.receive.ready_bytes() < self.window / 4;
+        if sender_uses_window && application_keeps_up && self.window < max_window {
+            grown = self.window.min(max_window - self.window).min(growth);
+            self.window += grown;
+        }
+        if consumed + self.window >= limit + self.window / 4 {
+            self.receive.raise_limit(consumed + self.window);
+            self.owes_credit = true;
+        }
+        grown
+    }
+}

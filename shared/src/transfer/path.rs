@@ -1,0 +1,244 @@
+//! One path of a session: what is in flight on it, what arrived by it, how much it may send, and whether it can be relied upon.
+//!
+//! A path is *active* until a probe timeout passes without a sign; then it is *suspect*: what it holds goes out elsewhere and it
+//! gets nothing but probes until one is acknowledged. Suspect for [`DEAD_AFTER`], it is *dead*: the same, probed more rarely.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    acks::Acks,
+    congestion::Congestion,
+    recovery::{Pieces, Recovery},
+    schedule::Candidate,
+    send_buffer::Piece,
+};
+use crate::ids::PathId;
+
+/// What is known of a path when it joins its session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PathInfo {
+    /// Turns a round under `wrr`; at least 1.
+    pub weight: u32,
+    /// The largest datagram that the path takes, in bytes.
+    pub max_datagram_bytes: usize,
+    /// The round trip that the path's handshake took.
+    pub rtt: Duration,
+}
+
+/// Whether a path can be relied upon.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum PathState {
+    /// In service.
+    Active,
+    /// Silent for a probe timeout.
+    Suspect,
+    /// Silent for [`DEAD_AFTER`].
+    Dead,
+}
+
+/// A path's figures, for people and for tests.
+#[derive(Clone, Copy, Debug)]
+pub struct PathStatus {
+    /// The path.
+    pub path: PathId,
+    /// Whether it can be relied upon.
+    pub state: PathState,
+    /// Turns a round under `wrr`.
+    pub weight: u32,
+    /// The smoothed round-trip time.
+    pub rtt: Duration,
+    /// The least round-trip time seen lately.
+    pub min_rtt: Duration,
+    /// The queue on the way to the other end.
+    pub queue: Duration,
+    /// The line's rate towards the other end in bytes per second, headers included, once measured.
+    pub capacity: Option<f64>,
+    /// The fraction of bytes lost lately on the way to the other end.
+    pub loss: f64,
+    /// Bytes in flight, headers included.
+    pub in_flight_bytes: u64,
+    /// What the path carried.
+    pub counters: PathCounters,
+}
+
+/// What a path carried since it joined.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PathCounters {
+    /// Datagrams and bytes sent, without headers below the datagram.
+    pub sent_datagrams: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Datagrams received.
+    pub received_datagrams: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Flow bytes that arrived by this path for the first time or again.
+    pub received_flow_bytes: u64,
+    /// Datagrams declared lost.
+    pub lost_datagrams: u64,
+    /// Flow bytes that went out on this path though another path had them already.
+    pub reinjected_bytes: u64,
+    /// Times that the path became suspect.
+    pub suspicions: u64,
+}
+
+/// How long a suspect path is silent until it counts as dead.
+pub const DEAD_AFTER: Duration = Duration::from_secs(3);
+
+/// What a datagram costs on the line besides its own bytes: IPv4, UDP, a short QUIC header with a connection id of 4 to 8 bytes, the
+/// tag, the frame header.
+pub const OVERHEAD_BYTES: u64 = 28 + 11 + 16 + 3;
+
+/// The longest time between two probes of a suspect and of a dead path.
+const SUSPECT_PROBE_EVERY: Duration = Duration::from_millis(500);
+const DEAD_PROBE_EVERY: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct Path {
+    pub(super) id: PathId,
+    pub(super) weight: u32,
+    pub(super) max_datagram_bytes: usize,
+    pub(super) recovery: Recovery,
+    pub(super) acks: Acks,
+    pub(super) congestion: Congestion,
+    pub(super) counters: PathCounters,
+    trust: Trust,
+    last_tracked_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Trust {
+    Active,
+    Silent { since: Instant, probe_at: Instant, interval: Duration, is_dead: bool },
+}
+
+impl Path {
+    pub(super) fn new(now: Instant, id: PathId, info: PathInfo) -> Self {
+        Self {
+            id,
+            weight: info.weight.max(1),
+            max_datagram_bytes: info.max_datagram_bytes,
+            recovery: Recovery::new(info.rtt),
+            acks: Acks::default(),
+            congestion: Congestion::new(info.rtt),
+            counters: PathCounters::default(),
+            trust: Trust::Active,
+            last_tracked_at: now,
+        }
+    }
+
+    pub(super) fn state(&self) -> PathState {
+        match self.trust {
+            Trust::Active => PathState::Active,
+            Trust::Silent { is_dead: false, .. } => PathState::Suspect,
+            Trust::Silent { is_dead: true, .. } => PathState::Dead,
+        }
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        matches!(self.trust, Trust::Active)
+    }
+
+    /// The path as the scheduler sees it, and when the pace lets it send if only that holds it back.
+    pub(super) fn candidate(&mut self, now: Instant) -> (Candidate, Option<Instant>) {
+        let bytes = self.max_datagram_bytes as u64 + OVERHEAD_BYTES;
+        let (may_send, paced_until) = match self.congestion.may_send(now, bytes, self.recovery.in_flight_bytes()) {
+            Ok(()) => (!self.recovery.is_full(), None),
+            Err(paced_until) => (false, paced_until),
+        };
+        let candidate =
+            Candidate { path: self.id, weight: self.weight, may_send, arrival: self.arrival(bytes), rate: self.congestion.capacity() };
+        (candidate, paced_until)
+    }
+
+    /// How long a datagram of `bytes` sent now takes to arrive: half the least round trip, or the time that the line takes for all
+    /// that is in flight before it. An idle path is judged by its least round trip, not by a queue it had in the past.
+    pub(super) fn arrival(&self, bytes: u64) -> Duration {
+        let min_rtt = self.congestion.min_rtt();
+        let drain_seconds = (self.recovery.in_flight_bytes() + bytes) as f64 / self.congestion.capacity().max(1.0);
+        let drain = Duration::from_secs_f64(drain_seconds.min(3600.0));
+        min_rtt.max(drain) - min_rtt / 2
+    }
+
+    /// The oldest datagram in flight that should have been acknowledged by now, or that is not expected to arrive within `ahead`,
+    /// for another path to carry as well. Each is given once.
+    pub(super) fn take_late(&mut self, now: Instant, ahead: Duration) -> Option<Pieces> {
+        let rtt = self.recovery.rtt().smoothed();
+        let margin = (rtt / 4).max(LATE_MARGIN);
+        let acknowledged_after = rtt / 2 + super::acks::max_delay(rtt) + margin;
+        self.recovery.reinject(|sent| now > sent.due + acknowledged_after || sent.due > now + ahead + margin)
+    }
+
+    pub(super) fn on_tracked_sent(&mut self, now: Instant) {
+        self.last_tracked_at = now;
+    }
+
+    /// Gives up what is in flight and begins to probe; gives the pieces to send elsewhere.
+    pub(super) fn become_suspect(&mut self, now: Instant) -> Vec<Piece> {
+        let interval = self.recovery.probe_timeout().min(SUSPECT_PROBE_EVERY);
+        self.trust = Trust::Silent { since: now, probe_at: now, interval, is_dead: false };
+        self.counters.suspicions += 1;
+        self.recovery.give_up()
+    }
+
+    /// Takes the path back into service; gives whether it had been out of it.
+    pub(super) fn on_sign_of_life(&mut self, now: Instant) -> bool {
+        let Trust::Silent { since, .. } = self.trust else { return false };
+        if now.saturating_duration_since(since) > REVIVAL_AFTER {
+            self.congestion.on_revival();
+        }
+        self.trust = Trust::Active;
+        true
+    }
+
+    /// A datagram arrived by a path that is out of service: it may work again, so ask at once.
+    pub(super) fn on_heard(&mut self, now: Instant) {
+        if let Trust::Silent { probe_at, interval, .. } = &mut self.trust {
+            *probe_at = (*probe_at).min(now + (*interval).min(HEARD_PROBE_AFTER));
+        }
+    }
+
+    /// When the next probe of a silent path is due, or the next ping of an idle one that is kept alive.
+    pub(super) fn ping_at(&self, keep_alive: Option<Duration>) -> Option<Instant> {
+        match self.trust {
+            Trust::Silent { probe_at, .. } => Some(probe_at),
+            Trust::Active => keep_alive.map(|every| self.last_tracked_at + every),
+        }
+    }
+
+    /// Notes that a ping left; gives whether the path has just been found dead.
+    pub(super) fn on_ping_sent(&mut self, now: Instant) -> bool {
+        self.last_tracked_at = now;
+        let Trust::Silent { since, probe_at, interval, is_dead } = &mut self.trust else { return false };
+        *probe_at = now + *interval;
+        let longest = if *is_dead { DEAD_PROBE_EVERY } else { SUSPECT_PROBE_EVERY };
+        *interval = (*interval * 2).min(longest);
+        let has_died = !*is_dead && now.saturating_duration_since(*since) >= DEAD_AFTER;
+        *is_dead |= has_died;
+        has_died
+    }
+
+    pub(super) fn status(&self) -> PathStatus {
+        PathStatus {
+            path: self.id,
+            state: self.state(),
+            weight: self.weight,
+            rtt: self.recovery.rtt().smoothed(),
+            min_rtt: self.congestion.min_rtt(),
+            queue: self.congestion.queue(),
+            capacity: self.congestion.is_measured().then(|| self.congestion.capacity()),
+            loss: self.congestion.loss(),
+            in_flight_bytes: self.recovery.in_flight_bytes(),
+            counters: self.counters,
+        }
+    }
+}
+
+/// Estimates of arrivals are no better than this: below it nothing counts as late.
+const LATE_MARGIN: Duration = Duration::from_millis(8);
+
+/// A path that was silent for longer starts as if new; a shorter silence was a hiccup of the line or of a machine.
+const REVIVAL_AFTER: Duration = Duration::from_millis(600);
+
+/// The wait before a probe of a silent path by which something arrived.
+const HEARD_PROBE_AFTER: Duration = Duration::from_millis(20);
