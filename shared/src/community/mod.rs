@@ -3,6 +3,10 @@
 //! [`member`] says what a certificate is worth, [`profile`] is the file that a member keeps. The rest are the messages of
 //! the LAN and of the login, and what is known of the LAN's relays: all sans-IO.
 
+pub mod announce;
+pub mod hello;
 pub mod login;
 pub mod member;
 pub mod profile;
+pub mod roster;
+pub mod weight;
