@@ -1,1 +1,150 @@
-//! A LAN user's proxy.
+//! A LAN user's proxy: SOCKS and HTTP in, flows over all the neighbours' lines out.
+//!
+//! * [`config`]: flags and file become a valid [`Config`].
+//! * [`inbound`]: what applications connect to.
+//! * [`bypass`] and [`outbound`]: where a flow goes.
+//!
+//! [`start`] binds everything and returns; [`Running::wait`] returns after the drain.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use serde::Serialize;
+use shared::{
+    service::{self, Shutdown, admin, bind_failure},
+    target::{Refusal, RefusalKind, Target},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use inbound::{Front, InboundStatus};
+use outbound::{Outbound, routed::Routed};
+
+pub mod bypass;
+pub mod config;
+pub mod inbound;
+pub mod outbound;
+
+pub use config::{Bind, Config};
+
+/// A proxy whose sockets are bound.
+#[derive(Debug)]
+pub struct Running {
+    listen: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
+    report: Report,
+    serving: JoinHandle<()>,
+}
+
+/// What `status` shows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Status {
+    /// Where applications find the proxy.
+    pub listen: Vec<SocketAddr>,
+    /// The applications' side.
+    pub inbound: InboundStatus,
+}
+
+/// Makes a [`Status`] whenever it is asked for.
+#[derive(Clone)]
+struct Report(Arc<dyn Fn() -> Status + Send + Sync>);
+
+impl std::fmt::Debug for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (self.0)().fmt(f)
+    }
+}
+
+/// Binds all sockets and serves until `shutdown`.
+///
+/// # Errors
+/// If an address can't be bound.
+pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
+    start_with(config, NoSession, shutdown).await
+}
+
+/// As [`start`], with `session` in place of the session with `reconst`.
+///
+/// # Errors
+/// If an address can't be bound.
+pub async fn start_with<S: Outbound>(config: Config, session: S, shutdown: Shutdown) -> anyhow::Result<Running> {
+    let mut listeners = Vec::new();
+    for bind in &config.listen {
+        listeners.extend(listener(*bind, "--listen").await?);
+    }
+    let listen = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+    let admin_listener = match config.admin {
+        Some(bind) if bind.is_required => Some(admin::bind(bind.address).await?),
+        Some(bind) => admin::bind(bind.address).await.ok(),
+        None => None,
+    };
+    let admin = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+
+    let routed = Routed::new(session, config.bypass());
+    let front = Arc::new(Front::new(routed, config.credentials, config.bypass.is_some(), config.limits, shutdown.clone()));
+    let report = {
+        let (front, listen) = (Arc::clone(&front), listen.clone());
+        Report(Arc::new(move || Status { listen: listen.clone(), inbound: front.status() }))
+    };
+    if let Some(listener) = admin_listener {
+        let report = report.clone();
+        let status = move || serde_json::to_value((report.0)()).expect("a status is plain data");
+        tokio::spawn(admin::serve(listener, status, shutdown));
+    }
+    tracing::info!(?listen, ?admin, "proxy ready");
+    let serving = tokio::spawn(inbound::mixed::serve(listeners, front));
+    Ok(Running { listen, admin, report, serving })
+}
+
+/// Starts, then waits for the end.
+///
+/// # Errors
+/// As [`start`].
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    start(config, shutdown).await?.wait().await
+}
+
+impl Running {
+    /// Where applications find the proxy.
+    pub fn listen_addresses(&self) -> &[SocketAddr] {
+        &self.listen
+    }
+
+    /// Where `status` is answered, if it is.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// What the proxy does now.
+    pub fn status(&self) -> Status {
+        (self.report.0)()
+    }
+
+    /// Waits until the proxy was asked to stop and has drained.
+    ///
+    /// # Errors
+    /// If a part of it failed.
+    pub async fn wait(self) -> anyhow::Result<()> {
+        Ok(self.serving.await?)
+    }
+}
+
+async fn listener(bind: Bind, setting: &str) -> Result<Option<TcpListener>, service::Failure> {
+    match TcpListener::bind(bind.address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if bind.is_required => Err(bind_failure(bind.address, setting, &error)),
+        Err(error) => {
+            tracing::debug!(address = %bind.address, %error, "not listening there");
+            Ok(None)
+        }
+    }
+}
+
+/// Stands where the session will be: no path is ever up.
+struct NoSession;
+
+impl Outbound for NoSession {
+    type Stream = tokio::io::DuplexStream;
+
+    async fn open(&self, _target: Target) -> Result<Self::Stream, Refusal> {
+        Err(Refusal::new(RefusalKind::NoPath, "no path to `reconst` is up"))
+    }
+}

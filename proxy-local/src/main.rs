@@ -1,2 +1,75 @@
-//! x
-fn main() {}
+//! `proxy-local`: the command line.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use proxy_local::config::Options;
+use shared::service::{Exit, Failure, admin, conclude, init_logging, shutdown_on_signals};
+
+/// Your proxy: loads over all the lines that your neighbours share
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy until SIGTERM or Ctrl-C
+    Run(#[command(flatten)] Options),
+    /// Show what the running proxy does
+    Status(#[command(flatten)] Options),
+    /// Check a configuration without starting
+    Check(#[command(flatten)] Options),
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => conclude(execute(cli.command)),
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(options) => {
+            let options = options.with_file()?;
+            init_logging(options.log_format()?);
+            let config = options.into_config()?;
+            runtime()?.block_on(async { proxy_local::run(config, shutdown_on_signals()).await })
+        }
+        Command::Status(options) => {
+            let address = options.with_file()?.admin_address()?;
+            let status = runtime()?.block_on(admin::fetch(address, "/status"));
+            print!("{}", status.map_err(|error| Failure::unavailable(error.to_string()))?);
+            Ok(())
+        }
+        Command::Check(options) => {
+            let options = options.with_file()?;
+            options.log_format()?;
+            let config = options.into_config()?;
+            for profile in &config.profiles {
+                println!("profile: {}, LAN {} ({})", profile.identity.name, profile.lan_name, profile.identity.lan);
+            }
+            println!("the configuration is valid");
+            Ok(())
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "proxy-local", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Runtime::new()?)
+}

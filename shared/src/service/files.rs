@@ -42,8 +42,8 @@ pub enum FileError {
         /// The file.
         path: PathBuf,
     },
-    /// Others may read the secret key in the profile.
-    #[error("{} holds a secret key and others may read it (mode {mode:04o}): run `chmod 600 {}`", path.display(), path.display())]
+    /// Others may read the secret in the file.
+    #[error("{} holds a secret and others may read it (mode {mode:04o}): run `chmod 600 {}`", path.display(), path.display())]
     Mode {
         /// The file.
         path: PathBuf,
@@ -97,15 +97,23 @@ impl FileError {
 /// # Errors
 /// If the file is missing, readable for others than its owner, not a profile, or another role's.
 pub fn read_profile(path: &Path, needs: Role, program: &'static str) -> Result<Profile, FileError> {
-    let file = open(path, "; a profile is made with `reconst user add` or `reconst relay add`")?;
-    check_owner_only(path, &file)?;
-    let text = read(path, file)?;
+    let text = read_secret(path, "; a profile is made with `reconst user add` or `reconst relay add`")?;
     let profile =
         Profile::parse(&text).map_err(|error| FileError::Profile { path: path.into(), problem: without_secrets(&text, &error) })?;
     if profile.identity.role != needs {
         return Err(FileError::Role { path: path.into(), is: profile.identity.role, needs, program });
     }
     Ok(profile)
+}
+
+/// Reads a file that holds a secret. `hint` ends the message if there is none: where such a file comes from.
+///
+/// # Errors
+/// If the file is missing, or readable for others than its owner.
+pub fn read_secret(path: &Path, hint: &'static str) -> Result<String, FileError> {
+    let file = open(path, hint)?;
+    check_owner_only(path, &file)?;
+    read(path, file)
 }
 
 /// Reads a TOML configuration file. With `#[serde(deny_unknown_fields)]` on `T`, the error names the misspelt key, its line

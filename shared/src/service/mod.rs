@@ -13,6 +13,6 @@ mod logging;
 mod shutdown;
 
 pub use failure::{Exit, Failure, bind_failure, conclude};
-pub use files::{FileError, read_config, read_profile};
+pub use files::{FileError, read_config, read_profile, read_secret};
 pub use logging::{LogFormat, init_logging};
 pub use shutdown::{Reloads, Shutdown, reload_on_hangup, shutdown_on_signals};

@@ -1,0 +1,336 @@
+//! From flags and file to a [`Config`] that can't hold a bad value.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use anyhow::Context;
+use serde::Deserialize;
+use shared::{
+    community::{member::Role, profile::Profile},
+    service::{Failure, LogFormat, read_config, read_profile, read_secret},
+};
+
+use crate::{
+    bypass::{Bypass, Exception},
+    inbound::{Limits, auth::Credentials},
+};
+
+/// All that `proxy-local` needs to know to start.
+#[derive(Debug)]
+pub struct Config {
+    /// The member's profiles, one for each LAN.
+    pub profiles: Vec<Profile>,
+    /// Where applications find the proxy.
+    pub listen: Vec<Bind>,
+    /// Relays to use beside those that are found by announcement.
+    pub relays: Vec<SocketAddr>,
+    /// How chunks are spread over paths.
+    pub scheduler: Scheduler,
+    /// Where `status` is answered.
+    pub admin: Option<Bind>,
+    /// The user and password that applications must give.
+    pub credentials: Option<Credentials>,
+    /// Whether flows to this host and the LAN go direct; `None` sends everything through the session, otherwise with these
+    /// destinations beside.
+    pub bypass: Option<Vec<Exception>>,
+    /// What applications may use.
+    pub limits: Limits,
+}
+
+/// An address to listen on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bind {
+    /// The address; port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// Whether the program can't do without it.
+    pub is_required: bool,
+}
+
+/// How chunks are spread over paths.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduler {
+    /// To the path where the chunk arrives first.
+    #[default]
+    Adaptive,
+    /// In turn, by the relays' weights.
+    Wrr,
+    /// In turn.
+    Rr,
+    /// On the two best paths at once.
+    Redundant,
+}
+
+/// Flags, and the configuration file under the same names. A flag replaces what the file says.
+#[derive(clap::Args, Deserialize, Clone, Default, Debug)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Options {
+    /// Configuration file (TOML, with the names of these flags)
+    #[arg(short = 'c', long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Profile that makes this PC a member of a LAN; once for each LAN
+    #[arg(long, value_name = "FILE")]
+    profile: Vec<PathBuf>,
+    /// Where applications find the proxy [default: 127.0.0.1:1080, and [::1]:1080 if free]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Vec<String>,
+    /// Relay to use beside those found by announcement
+    #[arg(long, value_name = "IP:PORT")]
+    relay: Vec<String>,
+    /// How chunks are spread over the lines [default: adaptive]
+    #[arg(long, value_enum)]
+    scheduler: Option<Scheduler>,
+    /// Where `status` is answered [default: 127.0.0.1:1081 if free]
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<String>,
+    /// File with the `user:password` that applications must give (mode 0600)
+    #[arg(long, value_name = "FILE")]
+    credentials: Option<PathBuf>,
+    /// Let anyone who reaches --listen use the proxy without a password
+    #[arg(long)]
+    allow_anyone: bool,
+    /// Whether destinations on this host and on the LAN go direct [default: on]
+    #[arg(long, value_enum)]
+    bypass: Option<Switch>,
+    /// Network or domain that goes direct too, as 10.8.0.0/16 or example.org
+    #[arg(long, value_name = "NETWORK|DOMAIN")]
+    bypass_also: Vec<String>,
+    /// Applications' connections at once [default: 4096]
+    #[arg(long, value_name = "N")]
+    max_connections: Option<usize>,
+    /// Seconds that flows have to finish after a stop was asked for [default: 5]
+    #[arg(long, value_name = "SECONDS")]
+    drain_seconds: Option<u64>,
+    /// How the log is written: text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+impl Options {
+    /// These flags over what their file says.
+    ///
+    /// # Errors
+    /// If the file can't be read or holds a key that is none.
+    pub fn with_file(self) -> anyhow::Result<Self> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let file: Self = read_config(path)?;
+        Ok(Self {
+            config: None,
+            profile: either(self.profile, file.profile),
+            listen: either(self.listen, file.listen),
+            relay: either(self.relay, file.relay),
+            scheduler: self.scheduler.or(file.scheduler),
+            admin: self.admin.or(file.admin),
+            credentials: self.credentials.or(file.credentials),
+            allow_anyone: self.allow_anyone || file.allow_anyone,
+            bypass: self.bypass.or(file.bypass),
+            bypass_also: either(self.bypass_also, file.bypass_also),
+            max_connections: self.max_connections.or(file.max_connections),
+            drain_seconds: self.drain_seconds.or(file.drain_seconds),
+            log_format: self.log_format.or(file.log_format),
+        })
+    }
+
+    /// How the log is written.
+    ///
+    /// # Errors
+    /// If it is not a format.
+    pub fn log_format(&self) -> anyhow::Result<LogFormat> {
+        Ok(self.log_format.as_deref().map_or(Ok(LogFormat::default()), str::parse)?)
+    }
+
+    /// Where `status` is answered.
+    ///
+    /// # Errors
+    /// If it is not an address.
+    pub fn admin_address(&self) -> anyhow::Result<SocketAddr> {
+        self.admin.as_deref().map_or(Ok(DEFAULT_ADMIN), |text| address(text, "--admin"))
+    }
+
+    /// The configuration that these options make.
+    ///
+    /// # Errors
+    /// A [`Failure`] or a file's error that says which setting is wrong and what to do.
+    pub fn into_config(self) -> anyhow::Result<Config> {
+        let credentials = self.credentials.as_deref().map(read_credentials).transpose()?;
+        let listen = self.listen()?;
+        if credentials.is_none() && !self.allow_anyone {
+            refuse_open_proxy(&listen)?;
+        }
+        if self.profile.is_empty() {
+            return Err(Failure::usage("no profile: give the one you got from whoever runs `reconst` with --profile FILE").into());
+        }
+        let profiles = self.profile.iter().map(|path| read_profile(path, Role::User, "proxy-local")).collect::<Result<_, _>>()?;
+        let limits = Limits {
+            connections: at_least_one(self.max_connections.unwrap_or(Limits::default().connections))?,
+            drain: self.drain_seconds.map_or(Limits::default().drain, Duration::from_secs),
+            ..Limits::default()
+        };
+        let admin = Bind { address: self.admin_address()?, is_required: self.admin.is_some() };
+        Ok(Config {
+            profiles,
+            listen,
+            relays: self.relay.iter().map(|text| relay(text)).collect::<anyhow::Result<_>>()?,
+            scheduler: self.scheduler.unwrap_or_default(),
+            admin: Some(admin),
+            credentials,
+            bypass: match self.bypass {
+                Some(Switch::Off) => None,
+                Some(Switch::On) | None => Some(parse_all(&self.bypass_also, "--bypass-also")?),
+            },
+            limits,
+        })
+    }
+
+    fn listen(&self) -> anyhow::Result<Vec<Bind>> {
+        if self.listen.is_empty() {
+            return Ok(default_listen());
+        }
+        self.listen.iter().map(|text| Ok(Bind { address: address(text, "--listen")?, is_required: true })).collect()
+    }
+}
+
+impl Config {
+    /// The defaults for `profiles`, without the `status` endpoint.
+    pub fn new(profiles: Vec<Profile>) -> Self {
+        Self {
+            profiles,
+            listen: default_listen(),
+            relays: Vec::new(),
+            scheduler: Scheduler::default(),
+            admin: None,
+            credentials: None,
+            bypass: Some(Vec::new()),
+            limits: Limits::default(),
+        }
+    }
+
+    /// The bypass that this configuration asks for.
+    pub fn bypass(&self) -> Bypass {
+        self.bypass.clone().map_or_else(Bypass::off, Bypass::on)
+    }
+}
+
+fn default_listen() -> Vec<Bind> {
+    vec![
+        Bind { address: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), is_required: true },
+        Bind { address: SocketAddr::from((Ipv6Addr::LOCALHOST, DEFAULT_PORT)), is_required: false },
+    ]
+}
+
+fn refuse_open_proxy(listen: &[Bind]) -> anyhow::Result<()> {
+    match listen.iter().find(|bind| !bind.address.ip().is_loopback()) {
+        None => Ok(()),
+        Some(Bind { address, .. }) => Err(Failure::config(format!(
+            "anyone who reaches {address} could use your proxy: listen on 127.0.0.1:{}, set a password with --credentials FILE, or say --allow-anyone",
+            address.port()
+        ))
+        .into()),
+    }
+}
+
+fn read_credentials(path: &Path) -> anyhow::Result<Credentials> {
+    let text = read_secret(path, "; write one line `user:password` into it")?;
+    Credentials::parse(text.trim_end_matches(['\r', '\n'])).ok_or_else(|| {
+        Failure::config(format!("{} must hold one line `user:password`, each part of 1 to 255 bytes", path.display())).into()
+    })
+}
+
+fn relay(text: &str) -> anyhow::Result<SocketAddr> {
+    let relay = address(text, "--relay")?;
+    if relay.port() == 0 {
+        return Err(
+            Failure::config(format!("--relay {text}: a relay's port is never 0; it is 7654 unless its owner says otherwise")).into()
+        );
+    }
+    Ok(relay)
+}
+
+fn address(text: &str, setting: &str) -> anyhow::Result<SocketAddr> {
+    text.parse().map_err(|_| {
+        Failure::config(format!("{setting} `{text}` is not an address with a port: write it as 127.0.0.1:1080 or [::1]:1080")).into()
+    })
+}
+
+fn parse_all<T>(texts: &[String], setting: &str) -> anyhow::Result<Vec<T>>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|error| Failure::config(format!("{setting}: {error}"))).context("in the settings"))
+        .collect()
+}
+
+fn at_least_one(connections: usize) -> anyhow::Result<usize> {
+    if !(1..=CONNECTIONS_MAX).contains(&connections) {
+        return Err(Failure::config(format!("--max-connections {connections} is not between 1 and {CONNECTIONS_MAX}")).into());
+    }
+    Ok(connections)
+}
+
+fn either<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
+    if flags.is_empty() { file } else { flags }
+}
+
+/// The port registered for SOCKS.
+const DEFAULT_PORT: u16 = 1080;
+
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1081);
+
+/// Two connections cannot share a port of one client, and a PC has 65,535.
+const CONNECTIONS_MAX: usize = 65_535;
+
+#[cfg(test)]
+mod tests {
+    use shared::service::Exit;
+
+    use super::*;
+
+    #[test]
+    fn a_proxy_for_everyone_has_to_be_asked_for() {
+        let open = Options { listen: vec!["0.0.0.0:1080".into()], ..Options::default() };
+        let failure = failure_of(open.clone());
+        assert_eq!(failure.exit, Exit::Config);
+        assert!(failure.message.contains("--credentials"), "{failure}");
+        assert!(failure_of(Options { allow_anyone: true, ..open }).message.contains("--profile"));
+    }
+
+    #[test]
+    fn a_bad_address_names_its_setting() {
+        for (options, setting) in [
+            (Options { listen: vec!["localhost".into()], ..Options::default() }, "--listen"),
+            (Options { listen: vec!["127.0.0.1".into()], ..Options::default() }, "--listen"),
+        ] {
+            assert!(failure_of(options).message.contains(setting));
+        }
+        assert!(relay("10.0.1.3:0").is_err() && relay("10.0.1.3").is_err() && relay("10.0.1.3:7654").is_ok());
+    }
+
+    #[test]
+    fn the_file_takes_the_flags_names_and_no_other() {
+        let file: Options = toml::from_str("relay = [\"10.0.1.3:7654\"]\nmax-connections = 5\nbypass = \"off\"\n").expect("options");
+        assert_eq!((file.max_connections, file.bypass), (Some(5), Some(Switch::Off)));
+        let error = toml::from_str::<Options>("relays = []\n").expect_err("misspelt").to_string();
+        assert!(error.contains("`relays`") && error.contains("`relay`"), "{error}");
+    }
+
+    fn failure_of(options: Options) -> Failure {
+        options.into_config().expect_err("bad options").downcast().expect("a failure")
+    }
+}

@@ -1,0 +1,118 @@
+//! The applications' side: SOCKS and HTTP connections come in, flows to content servers go out through an [`Outbound`].
+//!
+//! [`mixed`] accepts and tells the protocol; [`socks5`], [`socks4`] and [`http`] each speak one. Every connection is one
+//! task that holds one of a bounded number of slots; nothing an application sends can hold memory without a bound, or a
+//! slot without an open flow for longer than a time limit.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use serde::Serialize;
+use shared::{
+    service::Shutdown,
+    target::{Refusal, RefusalKind, Target},
+};
+
+use crate::outbound::Outbound;
+
+pub mod auth;
+mod http;
+pub mod mixed;
+mod pac;
+mod socks4;
+mod socks5;
+
+/// What applications may use of this program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Connections of applications at once; 4096 by default. More wait in the system's queue. Too few and a browser's idle
+    /// connections keep others out; each takes a file descriptor, a second one for a direct flow, and up to 200 KiB.
+    pub connections: usize,
+    /// For a SOCKS handshake to complete; 10 s by default. Shorter fails applications on a busy machine.
+    pub handshake: Duration,
+    /// For an HTTP connection between two requests, and for a connection's first byte; 60 s by default. Shorter makes
+    /// browsers connect anew, longer keeps slots.
+    pub idle: Duration,
+    /// For a flow to open; 60 s by default. Shorter gives up on content servers that lose the first packets.
+    pub open: Duration,
+    /// For flows to finish after the program was asked to stop; 5 s by default.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            open: Duration::from_secs(60),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What all inbound connections share.
+#[derive(Debug)]
+pub struct Front<O> {
+    outbound: O,
+    credentials: Option<auth::Credentials>,
+    bypasses_local: bool,
+    limits: Limits,
+    shutdown: Shutdown,
+    counts: Counts,
+}
+
+#[derive(Default, Debug)]
+struct Counts {
+    connections: AtomicUsize,
+    flows_opened: AtomicU64,
+    flows_refused: AtomicU64,
+}
+
+/// How busy the inbound side is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct InboundStatus {
+    /// Applications' connections now.
+    pub connections: usize,
+    /// Flows opened since the start.
+    pub flows_opened: u64,
+    /// Flows refused since the start.
+    pub flows_refused: u64,
+}
+
+impl<O: Outbound> Front<O> {
+    /// The inbound side of a program that opens flows through `outbound`. `bypasses_local` is what the PAC file says.
+    pub fn new(outbound: O, credentials: Option<auth::Credentials>, bypasses_local: bool, limits: Limits, shutdown: Shutdown) -> Self {
+        Self { outbound, credentials, bypasses_local, limits, shutdown, counts: Counts::default() }
+    }
+
+    /// How busy it is.
+    pub fn status(&self) -> InboundStatus {
+        InboundStatus {
+            connections: self.counts.connections.load(Ordering::Relaxed),
+            flows_opened: self.counts.flows_opened.load(Ordering::Relaxed),
+            flows_refused: self.counts.flows_refused.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn open(&self, target: Target, application: SocketAddr) -> Result<O::Stream, Refusal> {
+        let result = match tokio::time::timeout(self.limits.open, self.outbound.open(target.clone())).await {
+            Ok(result) => result,
+            Err(_) => Err(Refusal::new(RefusalKind::TimedOut, format!("{target} did not answer within {} s", self.limits.open.as_secs()))),
+        };
+        match &result {
+            Ok(_) => {
+                self.counts.flows_opened.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%application, %target, "flow opened");
+            }
+            Err(refusal) => {
+                self.counts.flows_refused.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%application, %target, %refusal, "flow refused");
+            }
+        }
+        result
+    }
+}
