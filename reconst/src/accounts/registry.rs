@@ -1,0 +1,271 @@
+//! What an operator adds, lists and removes.
+
+use shared::{
+    community::member::{Identity, Name, Role},
+    ids::LanId,
+};
+use sqlx::{Sqlite, Transaction};
+use time::{Date, OffsetDateTime};
+
+use super::{Accounts, AccountsError, Limits, MemberId, day, identity, number, parsed};
+
+/// A LAN that is served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lan {
+    /// Its number.
+    pub id: LanId,
+    /// Its name.
+    pub name: Name,
+    /// The UDP port on which its paths are served.
+    pub data_port: u16,
+}
+
+/// A member as a list shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// Its name, role and LAN.
+    pub identity: Identity,
+    /// The LAN's name.
+    pub lan_name: Name,
+    /// The day it was added, UTC.
+    pub since: Date,
+    /// What it may spend.
+    pub limits: Limits,
+}
+
+/// A certificate that was issued to a member.
+#[derive(Clone, Copy, Debug)]
+pub struct IssuedTo<'a> {
+    /// The certificate, DER.
+    pub der: &'a [u8],
+    /// When it ends.
+    pub expires_at: OffsetDateTime,
+}
+
+impl Accounts {
+    /// The value of a setting of this `reconst`.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn setting(&self, name: &str) -> Result<Option<String>, AccountsError> {
+        Ok(sqlx::query_scalar("SELECT value FROM settings WHERE name = $1").bind(name).fetch_optional(&self.pool).await?)
+    }
+
+    /// Sets a setting of this `reconst`.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn set_setting(&self, name: &str, value: &str) -> Result<(), AccountsError> {
+        sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value")
+            .bind(name)
+            .bind(value)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Adds a LAN: with the next free number, unless `id` says one, and the port that follows from it, unless `data_port` says one.
+    ///
+    /// # Errors
+    /// If the name, number or port is taken; `login_port` counts as taken.
+    pub async fn add_lan(&self, name: &Name, id: Option<LanId>, data_port: Option<u16>, login_port: u16) -> Result<Lan, AccountsError> {
+        let mut transaction = self.write().await?;
+        let lans = live_lans(&mut transaction).await?;
+        if lans.iter().any(|lan| lan.name == *name) {
+            return Err(AccountsError::LanExists(name.clone()));
+        }
+        let is_port_free = |port: u16| port != login_port && lans.iter().all(|lan| lan.data_port != port);
+        let is_free = |id: LanId| {
+            let port = data_port.or_else(|| data_port_by_rule(id));
+            lans.iter().all(|lan| lan.id != id) && port.is_some_and(is_port_free)
+        };
+        let id = match id {
+            Some(id) if lans.iter().any(|lan| lan.id == id) => return Err(AccountsError::LanIdTaken(id)),
+            Some(id) => id,
+            None => (1..=LAN_ID_MAX_BY_RULE).map(LanId).find(|&id| is_free(id)).ok_or(AccountsError::NoLanId)?,
+        };
+        let data_port = data_port.or_else(|| data_port_by_rule(id)).ok_or(AccountsError::NoDataPort(id))?;
+        if !is_port_free(data_port) {
+            return Err(AccountsError::DataPortTaken(data_port));
+        }
+        sqlx::query("INSERT INTO lans (lan_id, name, data_port, created_at) VALUES ($1, $2, $3, $4)")
+            .bind(i64::from(id.0))
+            .bind(name.as_str())
+            .bind(i64::from(data_port))
+            .bind(now())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(Lan { id, name: name.clone(), data_port })
+    }
+
+    /// The LANs that are served, by number.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn lans(&self) -> Result<Vec<Lan>, AccountsError> {
+        let rows: Vec<LanRow> = sqlx::query_as(LIVE_LANS).fetch_all(&self.pool).await?;
+        rows.into_iter().map(lan).collect()
+    }
+
+    /// The LAN of that name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn lan(&self, name: &Name) -> Result<Lan, AccountsError> {
+        self.lans().await?.into_iter().find(|lan| lan.name == *name).ok_or_else(|| AccountsError::NoLan(name.clone()))
+    }
+
+    /// Removes a LAN and so all its members.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub async fn remove_lan(&self, name: &Name) -> Result<(), AccountsError> {
+        let done = sqlx::query("UPDATE lans SET removed_at = $1 WHERE name = $2 AND removed_at IS NULL")
+            .bind(now())
+            .bind(name.as_str())
+            .execute(&self.pool)
+            .await?;
+        if done.rows_affected() == 0 { Err(AccountsError::NoLan(name.clone())) } else { Ok(()) }
+    }
+
+    /// Adds a member to the LAN `lan_name`, with its first certificate.
+    ///
+    /// # Errors
+    /// If there is no such LAN, or a member of that name and role in it.
+    pub async fn add_member(
+        &self,
+        lan_name: &Name,
+        identity: &Identity,
+        limits: &Limits,
+        issued: IssuedTo<'_>,
+    ) -> Result<MemberId, AccountsError> {
+        let mut transaction = self.write().await?;
+        let lan_key: Option<i64> = sqlx::query_scalar("SELECT lan_key FROM lans WHERE name = $1 AND lan_id = $2 AND removed_at IS NULL")
+            .bind(lan_name.as_str())
+            .bind(i64::from(identity.lan.0))
+            .fetch_optional(&mut *transaction)
+            .await?;
+        let lan_key = lan_key.ok_or_else(|| AccountsError::NoLan(lan_name.clone()))?;
+        let inserted = sqlx::query("INSERT INTO members (lan_key, role, name, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
+            .bind(lan_key)
+            .bind(identity.role.to_string())
+            .bind(identity.name.as_str())
+            .bind(now())
+            .execute(&mut *transaction)
+            .await?;
+        if inserted.rows_affected() == 0 {
+            let (lan, role, name) = (lan_name.clone(), identity.role, identity.name.clone());
+            return Err(AccountsError::MemberExists { lan, role, name });
+        }
+        let member = MemberId(inserted.last_insert_rowid());
+        if identity.role == Role::User {
+            insert_limits(&mut transaction, member, limits).await?;
+        }
+        sqlx::query("INSERT INTO certificates (member_id, der, issued_at, expires_at) VALUES ($1, $2, $3, $4)")
+            .bind(member.0)
+            .bind(issued.der)
+            .bind(now())
+            .bind(issued.expires_at.unix_timestamp())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(member)
+    }
+
+    /// The members of a role, by LAN and name.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn members(&self, role: Role) -> Result<Vec<Listed>, AccountsError> {
+        let rows: Vec<(i64, String, i64, String, i64)> = sqlx::query_as(
+            "SELECT m.member_id, m.name, l.lan_id, l.name, m.created_at FROM members m JOIN lans l ON l.lan_key = m.lan_key
+             WHERE m.role = $1 AND m.removed_at IS NULL AND l.removed_at IS NULL ORDER BY l.lan_id, m.name",
+        )
+        .bind(role.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        let mut listed = Vec::with_capacity(rows.len());
+        for (id, name, lan_id, lan_name, created_at) in rows {
+            listed.push(Listed {
+                identity: identity(&role.to_string(), &name, lan_id)?,
+                lan_name: parsed(&lan_name)?,
+                since: day(created_at),
+                limits: self.limits(MemberId(id)).await?,
+            });
+        }
+        Ok(listed)
+    }
+
+    /// Removes a member; its certificates are refused from then on.
+    ///
+    /// # Errors
+    /// If there is none of that name and role in the LAN.
+    pub async fn remove_member(&self, lan: &Name, role: Role, name: &Name) -> Result<(), AccountsError> {
+        let done = sqlx::query(
+            "UPDATE members SET removed_at = $1 WHERE role = $2 AND name = $3 AND removed_at IS NULL
+             AND lan_key = (SELECT lan_key FROM lans WHERE name = $4 AND removed_at IS NULL)",
+        )
+        .bind(now())
+        .bind(role.to_string())
+        .bind(name.as_str())
+        .bind(lan.as_str())
+        .execute(&self.pool)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Err(AccountsError::NoMember { lan: lan.clone(), role, name: name.clone() });
+        }
+        Ok(())
+    }
+
+    /// A transaction that holds the right to write from its start, so that it can't fail for another's in its middle.
+    async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await
+    }
+}
+
+async fn insert_limits(transaction: &mut Transaction<'static, Sqlite>, member: MemberId, limits: &Limits) -> Result<(), sqlx::Error> {
+    let stored = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    sqlx::query(
+        "INSERT INTO limits (member_id, quota_bytes, period, rate_up_bits_per_second, rate_down_bits_per_second, max_flows)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(member.0)
+    .bind(limits.quota.map(|size| stored(size.bytes)))
+    .bind(limits.period.to_string())
+    .bind(limits.rate_up.map(|rate| stored(rate.bits_per_second)))
+    .bind(limits.rate_down.map(|rate| stored(rate.bits_per_second)))
+    .bind(limits.max_flows.map(i64::from))
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+async fn live_lans(transaction: &mut Transaction<'static, Sqlite>) -> Result<Vec<Lan>, AccountsError> {
+    let rows: Vec<LanRow> = sqlx::query_as(LIVE_LANS).fetch_all(&mut **transaction).await?;
+    rows.into_iter().map(lan).collect()
+}
+
+fn lan((id, name, data_port): LanRow) -> Result<Lan, AccountsError> {
+    Ok(Lan { id: LanId(number(id)?), name: parsed(&name)?, data_port: number(data_port)? })
+}
+
+/// The data port of a LAN that was given none: LAN 15 is served on 10015.
+fn data_port_by_rule(id: LanId) -> Option<u16> {
+    DATA_PORT_BASE.checked_add(id.0)
+}
+
+fn now() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
+}
+
+const LIVE_LANS: &str = "SELECT lan_id, name, data_port FROM lans WHERE removed_at IS NULL ORDER BY lan_id";
+
+/// Number, name, data port.
+type LanRow = (i64, String, i64);
+
+/// The patent's example serves LAN 15 on port 10015.
+const DATA_PORT_BASE: u16 = 10_000;
+
+/// The largest LAN number whose data port follows from it.
+pub const LAN_ID_MAX_BY_RULE: u16 = u16::MAX - DATA_PORT_BASE;

@@ -1,0 +1,276 @@
+//! Setting up a `reconst` and its members, for the command line and for whole neighbourhoods in one process.
+//!
+//! Enters: names and limits. Leaves: a state directory, and a [`Profile`] for each member added. Always holds: a profile is known to the
+//! accounts before it leaves. Writing profiles to files is left to the caller.
+
+use std::path::Path;
+
+use shared::{
+    community::{
+        member::{Identity, Name, Role},
+        profile::Profile,
+    },
+    ids::LanId,
+    service::{Exit, Failure},
+    target::{Host, Target},
+};
+use time::OffsetDateTime;
+
+use crate::{
+    accounts::{
+        Accounts, Limits,
+        registry::{IssuedTo, Lan},
+    },
+    authority::Authority,
+    state::StateDir,
+};
+
+/// A `reconst`'s state, open for adding members.
+#[derive(Debug)]
+pub struct Registrar {
+    accounts: Accounts,
+    authority: Authority,
+    public: Vec<Target>,
+}
+
+/// The login port unless `reconst init` says another.
+pub const DEFAULT_LOGIN_PORT: u16 = 10_000;
+
+impl Registrar {
+    /// Makes the state of a new `reconst` that relays reach at each of `public_hosts` on `login_port`.
+    ///
+    /// # Errors
+    /// If the directory holds something already or can't be written, or there is no host.
+    pub async fn init(state: &Path, public_hosts: &[Host], login_port: u16) -> Result<Self, Failure> {
+        let Some(first_host) = public_hosts.first() else {
+            return Err(Failure::usage("reconst needs an address that relays reach it at: give --public HOST"));
+        };
+        if login_port == 0 {
+            return Err(Failure::usage("--login-port takes a port from 1 to 65535"));
+        }
+        let state = StateDir::create(state)?;
+        let (authority, issued) = Authority::create(&first_host.to_string()).map_err(no_randomness)?;
+        state.keep_authority(&issued)?;
+        let server = authority.issue_server().map_err(no_randomness)?;
+        state.keep_server_certificate(&server)?;
+        state.create_database()?;
+        let accounts = Accounts::open(&state.database()).await?;
+        let public: Vec<_> = public_hosts.iter().map(|host| Target { host: host.clone(), port: login_port }).collect();
+        let written = public.iter().map(Target::to_string).collect::<Vec<_>>().join(" ");
+        accounts.set_setting(PUBLIC, &written).await?;
+        accounts.set_setting(LOGIN_PORT, &login_port.to_string()).await?;
+        accounts.set_setting(SERVER_EXPIRES_AT, &server.expires_at.unix_timestamp().to_string()).await?;
+        Ok(Self { accounts, authority, public })
+    }
+
+    /// Opens the state that [`Registrar::init`] made.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub async fn open(state: &Path) -> Result<Self, Failure> {
+        let state = StateDir::open(state)?;
+        let accounts = Accounts::open(&state.database()).await?;
+        let public = accounts.setting(PUBLIC).await?.unwrap_or_default();
+        let public = public.split_whitespace().map(str::parse).collect::<Result<Vec<Target>, _>>();
+        let public =
+            public.map_err(|error| Failure::new(Exit::Data, format!("the public address in the member database is damaged: {error}")))?;
+        Ok(Self { accounts, authority: state.authority()?, public })
+    }
+
+    /// The accounts behind it, to list and remove.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// Adds a LAN, with the next free number and its port unless they are given.
+    ///
+    /// # Errors
+    /// If the name, number or port is taken.
+    pub async fn add_lan(&self, name: &Name, id: Option<LanId>, data_port: Option<u16>) -> Result<Lan, Failure> {
+        if id == Some(LanId(0)) || data_port == Some(0) {
+            return Err(Failure::usage("LAN numbers and ports begin at 1"));
+        }
+        Ok(self.accounts.add_lan(name, id, data_port, login_port(&self.accounts).await?).await?)
+    }
+
+    /// Adds a user to a LAN.
+    ///
+    /// # Errors
+    /// If there is no such LAN, or such a user in it.
+    pub async fn add_user(&self, lan: &Name, name: &Name, limits: &Limits) -> Result<Profile, Failure> {
+        self.add_member(lan, Role::User, name, limits).await
+    }
+
+    /// Adds a relay to a LAN.
+    ///
+    /// # Errors
+    /// If there is no such LAN, or such a relay in it.
+    pub async fn add_relay(&self, lan: &Name, name: &Name) -> Result<Profile, Failure> {
+        self.add_member(lan, Role::Relay, name, &Limits::default()).await
+    }
+
+    async fn add_member(&self, lan: &Name, role: Role, name: &Name, limits: &Limits) -> Result<Profile, Failure> {
+        let lan = self.accounts.lan(lan).await?;
+        let identity = Identity { name: name.clone(), role, lan: lan.id };
+        let issued = self.authority.issue_member(&identity).map_err(no_randomness)?;
+        let first = IssuedTo { der: &issued.certificate_der, expires_at: issued.expires_at };
+        self.accounts.add_member(&lan.name, &identity, limits, first).await?;
+        Ok(Profile {
+            identity,
+            lan_name: lan.name,
+            reconst: self.public.clone(),
+            certificate_pem: issued.certificate_pem,
+            key_pem: issued.key_pem,
+            authority_pem: self.authority.certificate_pem().into(),
+        })
+    }
+}
+
+/// The login port that profiles say.
+pub(crate) async fn login_port(accounts: &Accounts) -> Result<u16, Failure> {
+    let port = accounts.setting(LOGIN_PORT).await?.and_then(|port| port.parse().ok());
+    port.ok_or_else(|| Failure::new(Exit::Data, "the login port in the member database is damaged: restore it from a backup"))
+}
+
+/// Replaces `reconst`'s own certificate when it ends soon.
+pub(crate) async fn renew_server_certificate(state: &StateDir, accounts: &Accounts) -> Result<(), Failure> {
+    let expires_at = accounts.setting(SERVER_EXPIRES_AT).await?.and_then(|seconds| seconds.parse().ok());
+    let expires_at = expires_at.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    if expires_at.is_some_and(|at| at - OffsetDateTime::now_utc() > RENEWED_BEFORE) {
+        return Ok(());
+    }
+    let server = state.authority()?.issue_server().map_err(no_randomness)?;
+    state.keep_server_certificate(&server)?;
+    accounts.set_setting(SERVER_EXPIRES_AT, &server.expires_at.unix_timestamp().to_string()).await?;
+    tracing::info!(until = %server.expires_at.date(), "renewed the server's certificate");
+    Ok(())
+}
+
+fn no_randomness(error: rcgen::Error) -> Failure {
+    Failure::new(Exit::Software, format!("can't make a key or certificate: {error}"))
+}
+
+const PUBLIC: &str = "public";
+const LOGIN_PORT: &str = "login-port";
+const SERVER_EXPIRES_AT: &str = "server-expires-at";
+
+/// Enough for a server that is started twice a year.
+const RENEWED_BEFORE: time::Duration = time::Duration::days(200);
+
+#[cfg(test)]
+mod tests {
+    use shared::units::{Rate, Size};
+
+    use super::*;
+    use crate::accounts::{AccountsError, Denied, Period};
+
+    #[tokio::test]
+    async fn a_member_added_is_one_until_removed() {
+        let neighbourhood = Neighbourhood::new().await;
+        let (registrar, elm) = (&neighbourhood.registrar, name("elm"));
+        let profile = registrar.add_user(&elm, &name("ann"), &Limits::default()).await.expect("a new user");
+        assert_eq!(profile.reconst, ["127.0.0.1:10000".parse().expect("a target")]);
+        let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
+        let accounts = registrar.accounts();
+        let member = accounts.authorise(&certificate, Role::User).await.expect("a member");
+        assert_eq!((member.identity, member.lan_name), (profile.identity.clone(), elm.clone()));
+        assert!(matches!(accounts.authorise(&certificate, Role::Relay).await, Err(Denied::Role { .. })));
+
+        accounts.remove_member(&elm, Role::User, &name("ann")).await.expect("a user to remove");
+        let denied = accounts.authorise(&certificate, Role::User).await.expect_err("no member any more");
+        assert!(denied.to_string().starts_with("user ann of LAN 15 was removed on 20"), "{denied}");
+
+        let again = registrar.add_user(&elm, &name("ann"), &Limits::default()).await.expect("the name is free again");
+        let again = shared::link::tls::certificate("certificate", &again.certificate_pem).expect("PEM");
+        accounts.authorise(&again, Role::User).await.expect("the new ann");
+        assert!(accounts.authorise(&certificate, Role::User).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_was_never_issued_is_unknown() {
+        let (one, other) = (Neighbourhood::new().await, Neighbourhood::new().await);
+        let profile = other.registrar.add_user(&name("elm"), &name("ann"), &Limits::default()).await.expect("a new user");
+        one.registrar.add_user(&name("elm"), &name("ann"), &Limits::default()).await.expect("a new user");
+        let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
+        assert!(matches!(one.registrar.accounts().authorise(&certificate, Role::User).await, Err(Denied::Unknown)));
+    }
+
+    #[tokio::test]
+    async fn a_lan_removed_takes_its_members_along() {
+        let neighbourhood = Neighbourhood::new().await;
+        let (registrar, elm) = (&neighbourhood.registrar, name("elm"));
+        let profile = registrar.add_relay(&elm, &name("bob")).await.expect("a new relay");
+        let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
+        registrar.accounts().remove_lan(&elm).await.expect("a LAN to remove");
+        registrar.add_lan(&elm, Some(LanId(15)), None).await.expect("name, number and port are free again");
+        assert!(matches!(registrar.accounts().authorise(&certificate, Role::Relay).await, Err(Denied::Removed { .. })));
+        assert_eq!(registrar.accounts().members(Role::Relay).await.expect("a list"), []);
+    }
+
+    #[tokio::test]
+    async fn limits_are_recorded() {
+        let neighbourhood = Neighbourhood::new().await;
+        let limits = Limits {
+            quota: Some(Size { bytes: 100_000_000_000 }),
+            period: Period::Days(30),
+            rate_up: Some(Rate { bits_per_second: 512_000 }),
+            rate_down: None,
+            max_flows: Some(200),
+        };
+        neighbourhood.registrar.add_user(&name("elm"), &name("ann"), &limits).await.expect("a new user");
+        let users = neighbourhood.registrar.accounts().members(Role::User).await.expect("a list");
+        assert_eq!(users.iter().map(|user| &user.limits).collect::<Vec<_>>(), [&limits]);
+    }
+
+    #[tokio::test]
+    async fn names_numbers_and_ports_of_lans_are_given_once() {
+        let neighbourhood = Neighbourhood::new().await;
+        let accounts = neighbourhood.registrar.accounts();
+        let add = async |lan: &str, id: Option<u16>, port| accounts.add_lan(&name(lan), id.map(LanId), port, 10_000).await;
+        assert!(matches!(add("elm", None, None).await, Err(AccountsError::LanExists(_))));
+        assert!(matches!(add("oak", Some(15), None).await, Err(AccountsError::LanIdTaken(_))));
+        assert!(matches!(add("oak", Some(16), Some(10_015)).await, Err(AccountsError::DataPortTaken(_))));
+        assert!(matches!(add("oak", Some(16), Some(10_000)).await, Err(AccountsError::DataPortTaken(_))));
+        assert!(matches!(add("oak", Some(60_000), None).await, Err(AccountsError::NoDataPort(_))));
+        assert_eq!(add("oak", None, None).await.expect("the first number").data_port, 10_001);
+        assert_eq!(add("yew", Some(60_000), Some(9_000)).await.expect("a port of its own").data_port, 9_000);
+    }
+
+    #[tokio::test]
+    async fn a_change_by_another_program_is_noticed() {
+        let neighbourhood = Neighbourhood::new().await;
+        let accounts = neighbourhood.registrar.accounts().clone();
+        let following = tokio::spawn({
+            let accounts = accounts.clone();
+            async move { accounts.follow_changes().await }
+        });
+        let mut changes = accounts.changes();
+        changes.wait_for(|&changes| changes == 1).await.expect("following");
+        let other = Registrar::open(neighbourhood.scratch.path().join("state").as_path()).await.expect("the same state");
+        other.add_lan(&name("oak"), None, None).await.expect("a new LAN");
+        tokio::time::timeout(std::time::Duration::from_secs(20), changes.wait_for(|&changes| changes > 1))
+            .await
+            .expect("noticed in time")
+            .expect("following");
+        following.abort();
+    }
+
+    struct Neighbourhood {
+        registrar: Registrar,
+        scratch: tempfile::TempDir,
+    }
+
+    impl Neighbourhood {
+        async fn new() -> Self {
+            let scratch = tempfile::tempdir().expect("a directory");
+            let host = Host::parse("127.0.0.1").expect("a host");
+            let registrar = Registrar::init(&scratch.path().join("state"), &[host], DEFAULT_LOGIN_PORT).await.expect("a new state");
+            registrar.add_lan(&name("elm"), Some(LanId(15)), None).await.expect("a new LAN");
+            Self { registrar, scratch }
+        }
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+}

@@ -1,0 +1,224 @@
+//! The state directory: where one `reconst` keeps its authority, its certificate and its members.
+//!
+//! Always holds: the directory is its owner's alone, each file is created with its final mode and never overwritten by accident, and a
+//! key that others could read is refused. What is in the member database is left to [`accounts`](crate::accounts).
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use shared::service::{Exit, Failure};
+
+use crate::authority::{Authority, Issued};
+
+/// A state directory by its path.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    path: PathBuf,
+}
+
+/// `reconst`'s own certificate with its key, as kept.
+pub struct ServerCertificate {
+    /// The certificate, PEM.
+    pub certificate_pem: String,
+    /// Its key, PEM. A secret.
+    pub key_pem: String,
+}
+
+impl StateDir {
+    /// A new state directory, empty.
+    ///
+    /// # Errors
+    /// If there is anything in it already, or it can't be made.
+    pub fn create(path: &Path) -> Result<Self, Failure> {
+        if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(Failure::config(format!(
+                "{} already holds something: choose another --state directory, or remove this one to begin anew (its members' profiles \
+                 become worthless)",
+                path.display()
+            )));
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| failure("make", path, &error))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|error| failure("make private", path, &error))?;
+        Ok(Self { path: path.into() })
+    }
+
+    /// The state directory that was made at `path`.
+    ///
+    /// # Errors
+    /// If there is none, or its keys are readable for others.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let state = Self { path: path.into() };
+        if !state.database().exists() {
+            return Err(Failure::config(format!(
+                "{} is no state directory: make one with `reconst init --state {} --public HOST`",
+                path.display(),
+                path.display()
+            )));
+        }
+        for key in [AUTHORITY_KEY, SERVER_KEY].map(|name| path.join(name)) {
+            let mode = fs::metadata(&key).map_err(|error| failure("look at", &key, &error))?.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                return Err(Failure::new(
+                    Exit::Permission,
+                    format!(
+                        "{} is a secret key and others may read it (mode {mode:04o}): run `chmod 600 {}`",
+                        key.display(),
+                        key.display()
+                    ),
+                ));
+            }
+        }
+        Ok(state)
+    }
+
+    /// The member database's file.
+    pub fn database(&self) -> PathBuf {
+        self.path.join(DATABASE)
+    }
+
+    /// Makes the member database's file, empty, for its owner alone.
+    ///
+    /// # Errors
+    /// If it exists or can't be made.
+    pub fn create_database(&self) -> Result<(), Failure> {
+        create_secret(&self.database(), "")
+    }
+
+    /// Keeps a new authority.
+    ///
+    /// # Errors
+    /// If there is one already, or it can't be written.
+    pub fn keep_authority(&self, authority: &Issued) -> Result<(), Failure> {
+        create_secret(&self.path.join(AUTHORITY_KEY), &authority.key_pem)?;
+        create(&self.path.join(AUTHORITY_CERTIFICATE), &authority.certificate_pem, 0o644)
+    }
+
+    /// Keeps `reconst`'s own certificate in place of the one before.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn keep_server_certificate(&self, server: &Issued) -> Result<(), Failure> {
+        self.replace(SERVER_KEY, &server.key_pem, 0o600)?;
+        self.replace(SERVER_CERTIFICATE, &server.certificate_pem, 0o644)
+    }
+
+    /// The authority that was kept, with its key.
+    ///
+    /// # Errors
+    /// If its files can't be read.
+    pub fn authority(&self) -> Result<Authority, Failure> {
+        Authority::from_pem(self.authority_pem()?, &self.read(AUTHORITY_KEY)?).map_err(|error| {
+            let message =
+                format!("the authority in {} is not usable ({error}): restore {AUTHORITY_KEY} from a backup", self.path.display());
+            Failure::new(Exit::Data, message)
+        })
+    }
+
+    /// The authority's certificate, PEM.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn authority_pem(&self) -> Result<String, Failure> {
+        self.read(AUTHORITY_CERTIFICATE)
+    }
+
+    /// `reconst`'s own certificate.
+    ///
+    /// # Errors
+    /// If its files can't be read.
+    pub fn server_certificate(&self) -> Result<ServerCertificate, Failure> {
+        Ok(ServerCertificate { certificate_pem: self.read(SERVER_CERTIFICATE)?, key_pem: self.read(SERVER_KEY)? })
+    }
+
+    fn read(&self, name: &str) -> Result<String, Failure> {
+        let path = self.path.join(name);
+        fs::read_to_string(&path).map_err(|error| failure("read", &path, &error))
+    }
+
+    fn replace(&self, name: &str, contents: &str, mode: u32) -> Result<(), Failure> {
+        let (new, path) = (self.path.join(format!("{name}.new")), self.path.join(name));
+        let _ = fs::remove_file(&new);
+        create(&new, contents, mode)?;
+        fs::rename(&new, &path).map_err(|error| failure("write", &path, &error))
+    }
+}
+
+/// Writes a new file of mode 0600.
+///
+/// # Errors
+/// If the file exists: nothing is overwritten.
+pub fn create_secret(path: &Path, contents: &str) -> Result<(), Failure> {
+    create(path, contents, 0o600)
+}
+
+fn create(path: &Path, contents: &str, mode: u32) -> Result<(), Failure> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|error| failure("write", path, &error))?;
+    let written = file.write_all(contents.as_bytes()).and_then(|()| file.sync_all());
+    written.map_err(|error| {
+        let _ = fs::remove_file(path);
+        failure("write", path, &error)
+    })
+}
+
+fn failure(action: &str, path: &Path, error: &io::Error) -> Failure {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            Failure::config(format!("{path} exists and is not overwritten: move it away or choose another path"))
+        }
+        io::ErrorKind::PermissionDenied => Failure::new(
+            Exit::Permission,
+            format!("this user may not {action} {path}: run as the user that owns it, or choose another path"),
+        ),
+        io::ErrorKind::NotFound => Failure::config(format!("can't {action} {path}: there is no such file or directory")),
+        _ => Failure::unavailable(format!("can't {action} {path}: {error}")),
+    }
+}
+
+const AUTHORITY_KEY: &str = "authority.key";
+const AUTHORITY_CERTIFICATE: &str = "authority.pem";
+const SERVER_KEY: &str = "server.key";
+const SERVER_CERTIFICATE: &str = "server.pem";
+const DATABASE: &str = "members.db";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_their_owners_alone_and_never_overwritten() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let state = StateDir::create(&scratch.path().join("state")).expect("a state directory");
+        let (authority, issued) = Authority::create("isp.example").expect("an authority");
+        state.keep_authority(&issued).expect("a place for it");
+        state.keep_server_certificate(&authority.issue_server().expect("a certificate")).expect("a place for it");
+        let mode = |name: &str| fs::metadata(scratch.path().join("state").join(name)).expect("a file").permissions().mode() & 0o777;
+        assert_eq!((mode(""), mode(AUTHORITY_KEY), mode(SERVER_KEY)), (0o700, 0o600, 0o600));
+        assert_eq!(state.keep_authority(&issued).expect_err("an authority is there").exit, Exit::Config);
+        state.authority().expect("the authority that was kept");
+    }
+
+    #[test]
+    fn a_directory_in_use_is_left_alone() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        fs::write(scratch.path().join("thesis.tex"), "years of work").expect("a file");
+        assert!(StateDir::create(scratch.path()).is_err());
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused_with_the_command_that_mends_it() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        for name in [AUTHORITY_KEY, SERVER_KEY, DATABASE] {
+            create_secret(&scratch.path().join(name), "").expect("a file");
+        }
+        StateDir::open(scratch.path()).expect("all as it should be");
+        fs::set_permissions(scratch.path().join(SERVER_KEY), fs::Permissions::from_mode(0o640)).expect("our own file");
+        let failure = StateDir::open(scratch.path()).expect_err("a key for all to read");
+        assert_eq!(failure.exit, Exit::Permission);
+        assert!(failure.message.contains("chmod 600"), "{failure}");
+    }
+}
