@@ -1,5 +1,11 @@
 //! A whole neighbourhood in one process.
 //!
 //! * [`line`]: emulated WAN lines over loopback UDP: rate, delay, jitter, loss, queue, outage.
+//! * [`scene`]: sets of lines, read from TOML.
+//! * [`stream`], [`content`] and [`load`]: a content server and its clients, every byte checked.
 
+pub mod content;
 pub mod line;
+pub mod load;
+pub mod scene;
+pub mod stream;

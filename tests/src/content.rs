@@ -1,0 +1,271 @@
+//! A content server for experiments: raw commands and plain HTTP on one port.
+//!
+//! A raw connection begins with one line; every stream is the [`CounterStream`] of a seed, 0 when left out:
+//!
+//! | line | the server |
+//! | --- | --- |
+//! | `D bytes seed` | sends so many bytes (0: until the client leaves), half-closes, and reads to the end |
+//! | `U seed` | reads to the end; every 50 ms and at the end sends the count so far as 8 bytes, its top bit set once a byte was wrong |
+//! | `R request answer` | reads so many bytes, sends so many, again and again |
+//! | `B bytes seed` | sends so many bytes, half-closes, then reads the same stream to the end |
+//! | `X bytes seed` | sends so many bytes, waits for one byte, then resets the connection |
+//!
+//! How each upload ended is told on [`ContentServer::endings`], so that a test sees what the server saw.
+//! HTTP is in [`http`].
+
+pub mod http;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::broadcast,
+    task::JoinSet,
+};
+
+use crate::stream::CounterStream;
+
+/// A running content server; dropping it cuts its connections.
+#[derive(Debug)]
+pub struct ContentServer {
+    address: SocketAddr,
+    endings: broadcast::Sender<Ending>,
+    _tasks: JoinSet<()>,
+}
+
+/// How the client's direction of a raw connection ended, as the server saw it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ending {
+    /// The bytes that came after the command line.
+    pub bytes: u64,
+    /// Whether all of them were the stream's.
+    pub is_exact: bool,
+    /// Whether the connection was aborted rather than closed.
+    pub is_reset: bool,
+}
+
+/// What a raw connection asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Command {
+    Download { bytes: u64, seed: u64 },
+    Upload { seed: u64 },
+    Requests { request_bytes: u64, answer_bytes: u64 },
+    Both { bytes: u64, seed: u64 },
+    Reset { bytes: u64, seed: u64 },
+}
+
+impl ContentServer {
+    /// Starts a server on `address`; port 0 takes any.
+    ///
+    /// # Errors
+    /// If the address can't be listened on.
+    pub async fn start(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let endings = broadcast::Sender::new(ENDINGS_KEPT);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, endings.clone()));
+        Ok(Self { address, endings, _tasks: tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How uploads end, from now on.
+    pub fn endings(&self) -> broadcast::Receiver<Ending> {
+        self.endings.subscribe()
+    }
+}
+
+async fn accept(listener: TcpListener, endings: broadcast::Sender<Ending>) {
+    let endings = Arc::new(endings);
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                connections.spawn(serve(socket, endings.clone()));
+            }
+            // Out of descriptors: let some be closed first.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn serve(socket: TcpStream, endings: Arc<broadcast::Sender<Ending>>) {
+    let _ = socket.set_nodelay(true);
+    let mut first_two = [0; 2];
+    let Ok(Ok(_)) = tokio::time::timeout(COMMAND_TIME, peek_two(&socket, &mut first_two)).await else { return };
+    if !matches!(&first_two, [_, b' '] | [_, b'\n']) {
+        return http::serve(socket).await;
+    }
+    if let Ok(ended) = serve_raw(socket).await
+        && let Some(ending) = ended
+    {
+        let _ = endings.send(ending);
+    }
+}
+
+async fn peek_two(socket: &TcpStream, first_two: &mut [u8; 2]) -> io::Result<()> {
+    loop {
+        match socket.peek(first_two).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            1 => tokio::time::sleep(Duration::from_millis(1)).await,
+            _ => return Ok(()),
+        }
+    }
+}
+
+async fn serve_raw(mut socket: TcpStream) -> io::Result<Option<Ending>> {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        if line.len() >= COMMAND_MAX_BYTES {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        line.push(socket.read_u8().await?);
+    }
+    match Command::parse(&line).ok_or(io::ErrorKind::InvalidData)? {
+        Command::Download { bytes, seed } => {
+            send(&mut socket, bytes, seed).await?;
+            socket.shutdown().await?;
+            Ok(Some(receive(&mut socket, 0).await))
+        }
+        Command::Both { bytes, seed } => {
+            send(&mut socket, bytes, seed).await?;
+            socket.shutdown().await?;
+            Ok(Some(receive(&mut socket, seed).await))
+        }
+        Command::Upload { seed } => Ok(Some(count_upload(socket, seed).await)),
+        Command::Requests { request_bytes, answer_bytes } => {
+            while read_exactly(&mut socket, request_bytes).await? {
+                send(&mut socket, answer_bytes, 0).await?;
+            }
+            Ok(None)
+        }
+        Command::Reset { bytes, seed } => {
+            send(&mut socket, bytes, seed).await?;
+            socket.read_u8().await?;
+            socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+            Ok(None)
+        }
+    }
+}
+
+/// Sends `bytes` of the stream, or without end when 0.
+async fn send(socket: &mut TcpStream, bytes: u64, seed: u64) -> io::Result<()> {
+    let mut stream = CounterStream::new(seed);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while bytes == 0 || stream.position() < bytes {
+        let left = if bytes == 0 { u64::MAX } else { bytes - stream.position() };
+        let piece = &mut buffer[..left.min(BUFFER_BYTES as u64) as usize];
+        stream.fill(piece);
+        socket.write_all(piece).await?;
+    }
+    Ok(())
+}
+
+/// Reads to the end and checks.
+async fn receive(socket: &mut TcpStream, seed: u64) -> Ending {
+    let mut upload = Upload::new(seed);
+    while upload.read_from(socket).await {}
+    upload.ending
+}
+
+async fn count_upload(socket: TcpStream, seed: u64) -> Ending {
+    let (mut reads, mut writes) = socket.into_split();
+    let mut upload = Upload::new(seed);
+    let mut ticks = tokio::time::interval(COUNT_EVERY);
+    loop {
+        tokio::select! {
+            goes_on = upload.read_from(&mut reads) => if !goes_on { break },
+            _ = ticks.tick() => {
+                let _ = writes.write_u64(upload.report()).await;
+            }
+        }
+    }
+    let _ = writes.write_u64(upload.report()).await;
+    let _ = writes.shutdown().await;
+    upload.ending
+}
+
+struct Upload {
+    stream: CounterStream,
+    buffer: Vec<u8>,
+    ending: Ending,
+}
+
+impl Upload {
+    fn new(seed: u64) -> Self {
+        Self {
+            stream: CounterStream::new(seed),
+            buffer: vec![0; BUFFER_BYTES],
+            ending: Ending { bytes: 0, is_exact: true, is_reset: false },
+        }
+    }
+
+    /// Takes what comes next; whether there may be more. Safe to cancel.
+    async fn read_from(&mut self, source: &mut (impl AsyncReadExt + Unpin)) -> bool {
+        match source.read(&mut self.buffer).await {
+            Ok(0) => false,
+            Ok(len) => {
+                self.ending.is_exact &= self.stream.check(&self.buffer[..len]).is_ok();
+                self.ending.bytes += len as u64;
+                true
+            }
+            Err(_) => {
+                self.ending.is_reset = true;
+                false
+            }
+        }
+    }
+
+    fn report(&self) -> u64 {
+        self.ending.bytes | if self.ending.is_exact { 0 } else { WRONG }
+    }
+}
+
+async fn read_exactly(socket: &mut TcpStream, bytes: u64) -> io::Result<bool> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut left = bytes.max(1);
+    while left > 0 {
+        let len = socket.read(&mut buffer[..left.min(BUFFER_BYTES as u64) as usize]).await?;
+        if len == 0 {
+            return Ok(false);
+        }
+        left -= len as u64;
+    }
+    Ok(true)
+}
+
+impl Command {
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(line).ok()?.split_whitespace();
+        let command = words.next()?;
+        let numbers: Vec<u64> = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
+        let number = |index: usize| numbers.get(index).copied().unwrap_or(0);
+        Some(match command {
+            "D" => Self::Download { bytes: number(0), seed: number(1) },
+            "U" => Self::Upload { seed: number(0) },
+            "R" => Self::Requests { request_bytes: number(0), answer_bytes: number(1).max(1) },
+            "B" => Self::Both { bytes: number(0).max(1), seed: number(1) },
+            "X" => Self::Reset { bytes: number(0).max(1), seed: number(1) },
+            _ => return None,
+        })
+    }
+}
+
+/// Set in an upload's count once a byte was wrong.
+pub const WRONG: u64 = 1 << 63;
+
+/// How often an upload's count is sent.
+const COUNT_EVERY: Duration = Duration::from_millis(50);
+/// A client that has not said what it wants by then is dropped.
+const COMMAND_TIME: Duration = Duration::from_secs(30);
+/// A command's letter and two 64-bit numbers fit.
+const COMMAND_MAX_BYTES: usize = 64;
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Endings that a slow test may fall behind by.
+const ENDINGS_KEPT: usize = 1024;
