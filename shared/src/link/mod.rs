@@ -1,5 +1,22 @@
 //! The thin drivers over tokio, quinn and rustls.
+//!
+//! [`session`] drives the core, [`stream`] is a flow as `AsyncRead` and `AsyncWrite`, [`open`] says where it goes, [`pipe`] joins it to
+//! a socket. [`transport`] and [`tls`] say what a path's connection is, [`join`] brings it into its session. [`lan`] asks a relay for service.
 
+pub mod join;
+pub mod lan;
+pub mod open;
 pub mod pipe;
+pub mod session;
 pub mod stream;
 pub mod tls;
+pub mod transport;
+
+/// The close code of a session or path that ends in order.
+pub const CLOSE_LEAVING: u32 = crate::community::login::CloseCode::Leaving as u32;
+
+/// The close code for a member that may not.
+pub const CLOSE_DENIED: u32 = crate::community::login::CloseCode::Denied as u32;
+
+/// The close code for an end that broke the protocol.
+pub const CLOSE_PROTOCOL: u32 = crate::community::login::CloseCode::Protocol as u32;

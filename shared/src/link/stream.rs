@@ -1,36 +1,103 @@
 //! A flow as an application of this crate sees it: a byte stream.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::session::SessionHandle;
+use crate::{
+    ids::FlowId,
+    transfer::{control::AbortCode, session::Read},
+};
+
 /// One flow, in order and complete, whatever lines its chunks take.
 ///
 /// `poll_shutdown` half-closes; end of file is the other end's half-close; [`io::ErrorKind::ConnectionReset`] is the other
 /// end's abort. Dropping a stream that has not been shut down and read to its end aborts the flow.
-#[derive(Debug)]
-pub struct FlowStream {}
+pub struct FlowStream {
+    session: SessionHandle,
+    id: FlowId,
+}
+
+impl FlowStream {
+    pub(super) fn new(session: SessionHandle, id: FlowId) -> Self {
+        Self { session, id }
+    }
+
+    /// The flow's number within its session.
+    pub fn id(&self) -> FlowId {
+        self.id
+    }
+}
 
 impl AsyncRead for FlowStream {
-    fn poll_read(self: Pin<&mut Self>, _cx: &mut Context<'_>, _buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        unimplemented!()
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let id = self.id;
+        self.session.with(|state, _| {
+            let before = buffer.filled().len();
+            while buffer.remaining() > 0 {
+                match state.core.read(id, buffer.remaining()) {
+                    Read::Bytes(bytes) => buffer.put_slice(&bytes),
+                    Read::Aborted(code) => return Poll::Ready(Err(aborted(code))),
+                    Read::Blocked if buffer.filled().len() == before => {
+                        state.wait_to_read(id, context);
+                        return Poll::Pending;
+                    }
+                    Read::Blocked | Read::End => break,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
     }
 }
 
 impl AsyncWrite for FlowStream {
-    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, _buf: &[u8]) -> Poll<io::Result<usize>> {
-        unimplemented!()
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let id = self.id;
+        self.session.with(|state, _| match state.core.write(id, bytes) {
+            Ok(0) if !bytes.is_empty() => {
+                state.wait_to_write(id, context);
+                Poll::Pending
+            }
+            Ok(written) => Poll::Ready(Ok(written)),
+            Err(code) => Poll::Ready(Err(aborted(code))),
+        })
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        unimplemented!()
+    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let id = self.id;
+        self.session.with(|state, _| state.core.finish(id));
+        Poll::Ready(Ok(()))
     }
+}
+
+impl Drop for FlowStream {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.session.with(|state, _| state.release(id));
+    }
+}
+
+impl fmt::Debug for FlowStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowStream").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn aborted(code: AbortCode) -> io::Error {
+    let reason = match code {
+        AbortCode::Reset => "the other end reset the flow",
+        AbortCode::TooManyFlows => "too many flows are open",
+        AbortCode::Protocol => "the flow broke the protocol",
+        AbortCode::SessionLost => "the session with reconst is lost",
+    };
+    io::Error::new(io::ErrorKind::ConnectionReset, reason)
 }

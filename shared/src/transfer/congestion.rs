@@ -285,7 +285,8 @@ impl Congestion {
         let loses = self.round.lost_events >= SLOW_START_LOSSES && self.round.lost_bytes as f64 > SLOW_START_LOSS * acked_and_lost;
         if queue_stands || loses {
             let measured = self.round.best_rate.max(rate.map_or(0.0, |rate| rate.bytes_per_second));
-            self.capacity = if measured > 0.0 { measured } else { self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3) / 2.0 };
+            self.capacity =
+                if measured > 0.0 { measured } else { self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3) / 2.0 };
             self.phase = Phase::Steady;
             self.empty_rounds = 0;
         }

@@ -297,6 +297,14 @@ impl Session {
         self.forget_if_over(id);
     }
 
+    /// Aborts every flow, on this end alone: the session is over.
+    pub fn abort_all(&mut self, code: AbortCode) {
+        let ids: Vec<FlowId> = self.flows.keys().copied().collect();
+        for id in ids {
+            self.abort_flow(id, code);
+        }
+    }
+
     /// Works a datagram in that arrived by `path`.
     ///
     /// # Errors
@@ -707,7 +715,8 @@ impl Session {
                     self.enqueue(flow_id);
                     break;
                 }
-                writer.put_chunk(flow_id, piece.offset, piece.fin, piece.len as usize, length_given, |out| flow.send.copy_into(&piece, out));
+                writer
+                    .put_chunk(flow_id, piece.offset, piece.fin, piece.len as usize, length_given, |out| flow.send.copy_into(&piece, out));
                 flow.on_sent(now, u64::from(piece.len));
                 pieces.push(piece);
                 if flow.writer_waits && flow.send.unsent() < unsent_limit / 2 {

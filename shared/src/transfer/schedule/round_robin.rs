@@ -19,9 +19,8 @@ impl RoundRobin {
     pub(super) fn choose(&mut self, candidates: &[Candidate], weight: impl Fn(&Candidate) -> u32) -> Option<PathId> {
         let highest = candidates.iter().map(&weight).max()?.max(1);
         for _ in 0..=highest {
-            let in_turn = |candidate: &&Candidate| {
-                weight(candidate).max(1) > self.cycle && self.last.is_none_or(|last| candidate.path > last)
-            };
+            let in_turn =
+                |candidate: &&Candidate| weight(candidate).max(1) > self.cycle && self.last.is_none_or(|last| candidate.path > last);
             if let Some(candidate) = candidates.iter().find(in_turn) {
                 if !candidate.may_send {
                     return None;

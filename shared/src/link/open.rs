@@ -1,0 +1,76 @@
+//! Opening a flow towards a target, and answering for it: what the first bytes of a flow say.
+
+use std::{io, time::Duration};
+
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{session::SessionHandle, stream::FlowStream};
+use crate::{
+    target::{Refusal, RefusalKind, Target},
+    transfer::open,
+    wire::WireError,
+};
+
+/// How long a flow waits for a path to come into service before it is refused: a laptop that wakes needs some seconds.
+const PATH_WAIT: Duration = Duration::from_secs(10);
+
+/// A request that can't be served.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// The flow ended or was aborted first.
+    #[error("the flow ended within its request: {0}")]
+    Io(#[from] io::Error),
+    /// The request can't be one.
+    #[error("the flow's request is malformed: {0}")]
+    Malformed(#[from] WireError),
+}
+
+/// Opens a flow to `target` through `session` and waits for `reconst`'s answer.
+///
+/// # Errors
+/// `reconst`'s refusal; [`RefusalKind::NoPath`] if no path comes into service within 10 s.
+pub async fn open_tcp(session: &SessionHandle, target: &Target) -> Result<FlowStream, Refusal> {
+    let mut count = session.path_count();
+    let has_path = tokio::time::timeout(PATH_WAIT, count.wait_for(|count| count.active > 0)).await;
+    if !matches!(has_path, Ok(Ok(_))) {
+        return Err(Refusal::new(RefusalKind::NoPath, "no relay of the LAN reaches reconst right now"));
+    }
+    drop(has_path);
+    let too_many = || Refusal::new(RefusalKind::OverQuota, "too many flows are open at once");
+    let mut stream = session.open().ok_or_else(too_many)?;
+    let lost = |error: io::Error| Refusal::new(RefusalKind::General, error.to_string());
+    stream.write_all(&open::encode_request(target)).await.map_err(lost)?;
+    let kind = stream.read_u8().await.map_err(lost)?;
+    if kind == 0 {
+        return Ok(stream);
+    }
+    let mut reason = vec![0; usize::from(stream.read_u8().await.map_err(lost)?)];
+    stream.read_exact(&mut reason).await.map_err(lost)?;
+    let _ = stream.shutdown().await;
+    Err(open::decode_refusal(kind, &reason))
+}
+
+/// Reads where a flow that the other end opened goes.
+///
+/// # Errors
+/// If the flow ends first or its request can't be one.
+pub async fn read_request(stream: &mut FlowStream) -> Result<Target, RequestError> {
+    let mut first = [0; 2];
+    stream.read_exact(&mut first).await?;
+    let mut request = vec![0; open::request_len(&first)?];
+    stream.read_exact(&mut request).await?;
+    Ok(open::decode_request(&request)?)
+}
+
+/// Answers a flow's request: the content server's bytes may follow, or nothing may.
+///
+/// # Errors
+/// If the flow was aborted.
+pub async fn write_answer(stream: &mut FlowStream, answer: &Result<(), Refusal>) -> io::Result<()> {
+    stream.write_all(&open::encode_answer(answer)).await?;
+    if answer.is_err() {
+        stream.shutdown().await?;
+    }
+    Ok(())
+}

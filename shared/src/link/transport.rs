@@ -1,0 +1,96 @@
+//! What a path's QUIC connection is: an encrypted carrier of datagrams.
+//!
+//! QUIC authenticates, encrypts, probes the MTU and notices that a connection is over. How much is sent, and what becomes of what is
+//! lost, is the session's decision: quinn's own congestion control and pacing are switched off by a window that nothing fills, and its
+//! acknowledgements, which only its bookkeeping needs, are asked for rarely. Every window, buffer and count is set here: quinn's
+//! defaults are made for streams, and some are unbounded.
+
+use std::{
+    any::Any,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quinn::{
+    AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    congestion::{Controller, ControllerFactory},
+};
+
+/// How long a connection over a silent line is kept. The line is probed meanwhile and back in service with its first answer; beyond
+/// it, connecting anew costs little.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Datagrams that wait to be read or sent, in bytes, per path: 1 Gbit/s for 8 ms and some. The session paces what it hands over, so
+/// that little waits.
+const DATAGRAM_BUFFER_BYTES: usize = 1 << 20;
+
+/// A path's one stream carries a request and a reply of a few hundred bytes.
+const STREAM_WINDOW_BYTES: u32 = 4096;
+
+/// The largest UDP payload that is probed for: Ethernet's 1,500 bytes less the headers of IPv4 or IPv6 and UDP.
+const MAX_UDP_PAYLOAD: (u16, u16) = (1472, 1452);
+
+/// The finest step of MTU probing, in bytes: 4 of 1,472 is a quarter of a per cent of the line.
+const MTU_STEP: u16 = 4;
+
+/// Packets that QUIC itself acknowledges at once at the latest, and the delay that it is asked to hold acknowledgements back.
+const ACK_THRESHOLD: u32 = 256;
+const ACK_DELAY: Duration = Duration::from_millis(100);
+
+/// The transport settings of a path whose other end, or relay, is at `remote`.
+pub fn path_transport(remote: IpAddr) -> Arc<TransportConfig> {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(if remote.to_canonical().is_ipv4() { MAX_UDP_PAYLOAD.0 } else { MAX_UDP_PAYLOAD.1 }).minimum_change(MTU_STEP);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_THRESHOLD)).max_ack_delay(Some(ACK_DELAY)).reordering_threshold(VarInt::from_u32(0));
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("90 s fit a varint of milliseconds")))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .send_window(u64::from(STREAM_WINDOW_BYTES))
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
+        .crypto_buffer_size(16 * 1024)
+        .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acks))
+        .congestion_controller_factory(Arc::new(Unlimited));
+    Arc::new(config)
+}
+
+/// A window that nothing fills: the session decides what is sent. Above 2³² bytes quinn does not pace either.
+#[derive(Clone, Debug)]
+struct Unlimited;
+
+const UNLIMITED_BYTES: u64 = 1 << 40;
+
+impl Controller for Unlimited {
+    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _is_persistent_congestion: bool, _lost_bytes: u64) {}
+
+    fn on_mtu_update(&mut self, _new_mtu: u16) {}
+
+    fn window(&self) -> u64 {
+        UNLIMITED_BYTES
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        UNLIMITED_BYTES
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+impl ControllerFactory for Unlimited {
+    fn build(self: Arc<Self>, _now: Instant, _current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(Self)
+    }
+}
