@@ -19,24 +19,33 @@ pub struct Carried {
 /// Carries bytes between an accepted or dialled `socket` and `stream` until both directions have ended.
 ///
 /// A half-close of either goes through to the other and leaves the other direction running. An abort of either (a reset, or an
-/// error in writing) aborts the other: the socket with an RST (`SO_LINGER` 0), the stream by being dropped.
+/// error in writing) aborts the other: the socket with an RST (`SO_LINGER` 0), the stream by being dropped. Dropping the
+/// future aborts both.
 ///
 /// # Errors
 /// The error that aborted it; what was carried until then is lost count of.
-pub async fn pipe<S>(mut socket: TcpStream, stream: S) -> io::Result<Carried>
+pub async fn pipe<S>(socket: TcpStream, stream: S) -> io::Result<Carried>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let mut socket = ResetUnlessComplete { socket, is_complete: false };
     let (mut stream_read, mut stream_write) = tokio::io::split(stream);
-    let result = {
-        let (mut socket_read, mut socket_write) = socket.split();
-        tokio::try_join!(carry(&mut socket_read, &mut stream_write), carry(&mut stream_read, &mut socket_write))
-    };
-    match result {
-        Ok((up, down)) => Ok(Carried { up, down }),
-        Err(error) => {
-            let _ = socket2::SockRef::from(&socket).set_linger(Some(std::time::Duration::ZERO));
-            Err(error)
+    let (mut socket_read, mut socket_write) = socket.socket.split();
+    let (up, down) = tokio::try_join!(carry(&mut socket_read, &mut stream_write), carry(&mut stream_read, &mut socket_write))?;
+    socket.is_complete = true;
+    Ok(Carried { up, down })
+}
+
+/// Closing a socket in the middle of a flow must not look like the flow's end.
+struct ResetUnlessComplete {
+    socket: TcpStream,
+    is_complete: bool,
+}
+
+impl Drop for ResetUnlessComplete {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            let _ = socket2::SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
         }
     }
 }
