@@ -12,6 +12,7 @@ use serde::Deserialize;
 use shared::{
     community::{member::Role, profile::Profile},
     service::{Failure, LogFormat, read_config, read_profile, read_secret},
+    transfer::schedule::Policy,
 };
 
 use crate::{
@@ -63,6 +64,17 @@ pub enum Scheduler {
     Rr,
     /// On the two best paths at once.
     Redundant,
+}
+
+impl From<Scheduler> for Policy {
+    fn from(scheduler: Scheduler) -> Self {
+        match scheduler {
+            Scheduler::Adaptive => Self::Adaptive,
+            Scheduler::Wrr => Self::WeightedRoundRobin,
+            Scheduler::Rr => Self::RoundRobin,
+            Scheduler::Redundant => Self::Redundant,
+        }
+    }
 }
 
 /// Flags, and the configuration file under the same names. A flag replaces what the file says.

@@ -3,25 +3,25 @@
 //! * [`config`]: flags and file become a valid [`Config`].
 //! * [`inbound`]: what applications connect to.
 //! * [`bypass`] and [`outbound`]: where a flow goes.
+//! * [`paths`]: the session with `reconst` over the relays' lines.
 //!
 //! [`start`] binds everything and returns; [`Running::wait`] returns after the drain.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
-use shared::{
-    service::{self, Shutdown, admin, bind_failure},
-    target::{Refusal, RefusalKind, Target},
-};
+use shared::service::{self, Shutdown, admin, bind_failure};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use inbound::{Front, InboundStatus};
-use outbound::{Outbound, routed::Routed};
+use outbound::{Outbound, routed::Routed, session::SessionOutbound};
+use paths::{PathReport, Paths, RelayProblem};
 
 pub mod bypass;
 pub mod config;
 pub mod inbound;
 pub mod outbound;
+pub mod paths;
 
 pub use config::{Bind, Config};
 
@@ -32,15 +32,20 @@ pub struct Running {
     admin: Option<SocketAddr>,
     report: Report,
     serving: JoinHandle<()>,
+    paths: Option<Paths>,
 }
 
 /// What `status` shows.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Status {
     /// Where applications find the proxy.
     pub listen: Vec<SocketAddr>,
     /// The applications' side.
     pub inbound: InboundStatus,
+    /// The paths to `reconst`, in the order in which they joined.
+    pub paths: Vec<PathReport>,
+    /// The relays through which there is no path, and why.
+    pub problems: Vec<RelayProblem>,
 }
 
 /// Makes a [`Status`] whenever it is asked for.
@@ -58,7 +63,15 @@ impl std::fmt::Debug for Report {
 /// # Errors
 /// If an address can't be bound.
 pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
-    start_with(config, NoSession, shutdown).await
+    let [profile] = &config.profiles[..] else {
+        anyhow::bail!("one profile at a time: start a proxy-local for each LAN, each with its own --listen");
+    };
+    let paths = Paths::new(profile, config.scheduler.into())?;
+    for &relay in &config.relays {
+        paths.add_relay(relay, true);
+    }
+    let session = SessionOutbound::new(paths.clone());
+    serve(config, session, Some(paths), shutdown).await
 }
 
 /// As [`start`], with `session` in place of the session with `reconst`.
@@ -66,6 +79,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
 /// # Errors
 /// If an address can't be bound.
 pub async fn start_with<S: Outbound>(config: Config, session: S, shutdown: Shutdown) -> anyhow::Result<Running> {
+    serve(config, session, None, shutdown).await
+}
+
+async fn serve<S: Outbound>(config: Config, session: S, paths: Option<Paths>, shutdown: Shutdown) -> anyhow::Result<Running> {
     let mut listeners = Vec::new();
     for bind in &config.listen {
         listeners.extend(listener(*bind, "--listen").await?);
@@ -81,8 +98,13 @@ pub async fn start_with<S: Outbound>(config: Config, session: S, shutdown: Shutd
     let routed = Routed::new(session, config.bypass());
     let front = Arc::new(Front::new(routed, config.credentials, config.bypass.is_some(), config.limits, shutdown.clone()));
     let report = {
-        let (front, listen) = (Arc::clone(&front), listen.clone());
-        Report(Arc::new(move || Status { listen: listen.clone(), inbound: front.status() }))
+        let (front, listen, paths) = (Arc::clone(&front), listen.clone(), paths.clone());
+        Report(Arc::new(move || Status {
+            listen: listen.clone(),
+            inbound: front.status(),
+            paths: paths.as_ref().map(Paths::report).unwrap_or_default(),
+            problems: paths.as_ref().map(Paths::problems).unwrap_or_default(),
+        }))
     };
     if let Some(listener) = admin_listener {
         let report = report.clone();
@@ -91,7 +113,7 @@ pub async fn start_with<S: Outbound>(config: Config, session: S, shutdown: Shutd
     }
     tracing::info!(?listen, ?admin, "proxy ready");
     let serving = tokio::spawn(inbound::mixed::serve(listeners, front));
-    Ok(Running { listen, admin, report, serving })
+    Ok(Running { listen, admin, report, serving, paths })
 }
 
 /// Starts, then waits for the end.
@@ -123,7 +145,16 @@ impl Running {
     /// # Errors
     /// If a part of it failed.
     pub async fn wait(self) -> anyhow::Result<()> {
-        Ok(self.serving.await?)
+        let served = self.serving.await;
+        if let Some(paths) = &self.paths {
+            paths.close();
+        }
+        Ok(served?)
+    }
+
+    /// The paths to `reconst`: relays can be added and the lines' figures read. None under [`start_with`].
+    pub fn paths(&self) -> Option<&Paths> {
+        self.paths.as_ref()
     }
 }
 
@@ -135,16 +166,5 @@ async fn listener(bind: Bind, setting: &str) -> Result<Option<TcpListener>, serv
             tracing::debug!(address = %bind.address, %error, "not listening there");
             Ok(None)
         }
-    }
-}
-
-/// Stands where the session will be: no path is ever up.
-struct NoSession;
-
-impl Outbound for NoSession {
-    type Stream = tokio::io::DuplexStream;
-
-    async fn open(&self, _target: Target) -> Result<Self::Stream, Refusal> {
-        Err(Refusal::new(RefusalKind::NoPath, "no path to `reconst` is up"))
     }
 }

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub mod direct;
 pub mod routed;
+pub mod session;
 
 /// Opens flows to content servers.
 pub trait Outbound: Send + Sync + 'static {

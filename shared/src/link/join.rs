@@ -26,6 +26,9 @@ pub enum JoinError {
     /// `reconst` refused.
     #[error("reconst refused the path: {0}")]
     Refused(String),
+    /// `reconst` does not know the session any more.
+    #[error("reconst does not know the session any more")]
+    UnknownSession,
 }
 
 /// Asks over `connection` to join; gives the session's incarnation.
@@ -39,6 +42,7 @@ pub async fn request(connection: &Connection, request: &JoinRequest) -> Result<u
     match JoinReply::decode(&read_message(&mut receive).await?)? {
         JoinReply::Joined { incarnation } => Ok(incarnation),
         JoinReply::Refused { reason } => Err(JoinError::Refused(reason)),
+        JoinReply::Unknown => Err(JoinError::UnknownSession),
     }
 }
 
@@ -62,12 +66,12 @@ pub async fn answer(send: &mut SendStream, reply: &JoinReply) -> Result<(), Join
     Ok(())
 }
 
-/// Answers a request with a refusal and closes the connection once the other end has read it, or after a while.
-pub async fn refuse(connection: &Connection, mut send: SendStream, close_code: u32, reason: &str) {
-    let refusal = JoinReply::Refused { reason: reason.into() };
-    if answer(&mut send, &refusal).await.is_ok() {
+/// Answers a request with `reply`, which lets nobody in, and closes the connection once the other end has read it, or after a while.
+pub async fn turn_away(connection: &Connection, mut send: SendStream, close_code: u32, reply: &JoinReply) {
+    if answer(&mut send, reply).await.is_ok() {
         let _ = tokio::time::timeout(REFUSAL_GRACE, send.stopped()).await;
     }
+    let reason = if let JoinReply::Refused { reason } = reply { reason.as_str() } else { "" };
     connection.close(VarInt::from_u32(close_code), reason.as_bytes());
 }
 

@@ -32,7 +32,7 @@ pub enum RequestError {
 /// `reconst`'s refusal; [`RefusalKind::NoPath`] if no path comes into service within 10 s.
 pub async fn open_tcp(session: &SessionHandle, target: &Target) -> Result<FlowStream, Refusal> {
     let mut count = session.path_count();
-    let has_path = tokio::time::timeout(PATH_WAIT, count.wait_for(|count| count.active > 0)).await;
+    let has_path = tokio::time::timeout(PATH_WAIT, count.wait_for(|count| count.active > 0 || count.is_closed)).await;
     if !matches!(has_path, Ok(Ok(_))) {
         return Err(Refusal::new(RefusalKind::NoPath, "no relay of the LAN reaches reconst right now"));
     }

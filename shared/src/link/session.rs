@@ -44,6 +44,8 @@ pub struct PathCount {
     pub joined: usize,
     /// In service.
     pub active: usize,
+    /// Whether the session is closed: there will be no more.
+    pub is_closed: bool,
 }
 
 pub(super) struct State {
@@ -155,7 +157,7 @@ impl SessionHandle {
         }
         wakers.into_iter().for_each(Waker::wake);
         self.shared.timer_moved.notify_one();
-        self.shared.paths.send_modify(|count| *count = PathCount::default());
+        self.shared.paths.send_replace(PathCount { is_closed: true, ..PathCount::default() });
     }
 
     /// Whether the session has been closed.
@@ -269,7 +271,7 @@ impl State {
 
     fn count_paths(&self) -> PathCount {
         let active = self.core.path_status().iter().filter(|path| path.state == PathState::Active).count();
-        PathCount { joined: self.connections.len(), active }
+        PathCount { joined: self.connections.len(), active, is_closed: self.is_closed }
     }
 
     /// Follows the core's timeout; whether the timer task sleeps too long now.

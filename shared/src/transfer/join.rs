@@ -3,11 +3,11 @@
 //! ```text
 //! request = length (u16), version (u8), session (16), secret (32), path (varint), incarnation (u64, 0: none yet),
 //!           weight down (varint), line (1 byte), relay (length, name)
-//! reply   = length (u16), 0x00, incarnation (u64) | length (u16), 0x01, reason (length, UTF-8)
+//! reply   = length (u16), 0x00, incarnation (u64) | length (u16), 0x01, reason (length, UTF-8) | length (u16), 0x02
 //! ```
 //! `proxy-local` chooses the session's name and secret, so that all its paths can join at once. `reconst` tells the incarnation: a number
-//! that it draws when it makes the session. A path that is answered with another one than its session had before has reached a
-//! `reconst` that knows nothing of the session's flows.
+//! that it draws when it makes the session. A path that names an incarnation joins that session or none (reply 0x02): a `reconst` that
+//! was restarted, or has given the session up, knows nothing of its flows.
 
 use std::fmt;
 
@@ -60,6 +60,8 @@ pub enum JoinReply {
         /// A sentence for the user.
         reason: String,
     },
+    /// There is no such session any more: begin another.
+    Unknown,
 }
 
 impl JoinRequest {
@@ -109,6 +111,7 @@ impl JoinReply {
                 out.put_u8(1);
                 wire::put_bytes(out, &reason.as_bytes()[..reason.floor_char_boundary(255)]);
             }
+            Self::Unknown => out.put_u8(2),
         })
     }
 
@@ -124,6 +127,7 @@ impl JoinReply {
                 let reason = wire::take_bytes(input, 255, "reason")?;
                 Ok(Self::Refused { reason: String::from_utf8_lossy(&reason).into_owned() })
             }
+            2 => Ok(Self::Unknown),
             _ => Err(WireError::Value("join reply")),
         }
     }
@@ -165,7 +169,7 @@ mod tests {
             let bytes = request.encode();
             prop_assert_eq!(message_len(&bytes), Ok(bytes.len() - 2));
             prop_assert_eq!(JoinRequest::decode(&bytes[2..]), Ok(request));
-            for reply in [JoinReply::Joined { incarnation }, JoinReply::Refused { reason }] {
+            for reply in [JoinReply::Joined { incarnation }, JoinReply::Refused { reason }, JoinReply::Unknown] {
                 prop_assert_eq!(JoinReply::decode(&reply.encode()[2..]), Ok(reply));
             }
         }

@@ -1,0 +1,498 @@
+//! The session with one LAN's `reconst` and its paths: one through each line of each relay that is known.
+//!
+//! Enters: relays, from the command line or as they announce themselves. Leaves: a session whose flows go over whatever paths are up.
+//! Each relay has a task that asks it for service, connects through it, joins the session, and does so again when the path has ended
+//! or is dead. Two addresses that lead to the same line make one path. If `reconst` has lost the session, a new one begins.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use rand::RngExt;
+use serde::Serialize;
+use shared::{
+    community::{hello::LineNumber, member::Name, profile::Profile},
+    ids::{LanId, PathId, SessionId},
+    link::{
+        CLOSE_LEAVING,
+        join::{self, JoinError},
+        lan::{self, HelloError},
+        session::SessionHandle,
+        tls::{self, MemberVerifier, PATH_ALPN, SERVER_NAME, Signer, TlsError},
+        transport,
+    },
+    transfer::{
+        control::AbortCode,
+        join::{JoinRequest, SessionSecret},
+        path::{PathState, PathStatus},
+        schedule::Policy,
+        session::{Limits, Side},
+    },
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio::{net::UdpSocket, task::AbortHandle};
+
+/// The paths of one LAN; clones share them. The tasks end with [`Paths::close`].
+#[derive(Clone)]
+pub struct Paths {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Paths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Paths").field("lan", &self.inner.lan).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    lan: LanId,
+    signer: Signer,
+    verifier: MemberVerifier,
+    crypto: Arc<dyn quinn::crypto::ClientConfig>,
+    policy: Policy,
+    state: Mutex<State>,
+}
+
+struct State {
+    session: Current,
+    keepers: HashMap<SocketAddr, Keeper>,
+    lease_by_line: HashMap<LineKey, u64>,
+    next_lease: u64,
+    routes: HashMap<PathId, Route>,
+    last_problem: HashMap<SocketAddr, String>,
+}
+
+/// The session that new paths join.
+#[derive(Clone)]
+struct Current {
+    handle: SessionHandle,
+    id: SessionId,
+    secret: SessionSecret,
+    incarnation: Option<u64>,
+    next_path: u32,
+}
+
+struct Keeper {
+    task: AbortHandle,
+    /// Whether the relay was named on the command line; such a one is never given up.
+    is_configured: bool,
+}
+
+/// A line, whatever address leads to it.
+type LineKey = (Name, LineNumber);
+
+/// What a path runs over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Route {
+    /// The relay's name.
+    pub relay: String,
+    /// Its address on the LAN.
+    pub address: SocketAddr,
+    /// The line's number within the relay.
+    pub line: u8,
+}
+
+/// A path's route and figures.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct PathReport {
+    /// What it runs over.
+    #[serde(flatten)]
+    pub route: Route,
+    /// `active`, `suspect` or `dead`.
+    pub state: &'static str,
+    /// The line's weight towards `reconst`.
+    pub weight_up: u32,
+    /// The smoothed and the least round-trip time and the queue towards `reconst`, in milliseconds.
+    pub rtt_ms: f64,
+    /// The least round-trip time seen lately.
+    pub min_rtt_ms: f64,
+    /// The queue towards `reconst`.
+    pub queue_up_ms: f64,
+    /// The line's rate towards `reconst` in bits per second, once measured.
+    pub rate_up: Option<u64>,
+    /// The fraction of bytes lost lately towards `reconst`.
+    pub loss_up: f64,
+    /// Bytes sent over the line, acknowledgements and all.
+    pub up_bytes: u64,
+    /// Bytes received over the line.
+    pub down_bytes: u64,
+    /// Datagrams lost towards `reconst`.
+    pub lost_datagrams: u64,
+    /// Times that the line fell silent.
+    pub suspicions: u64,
+}
+
+impl PathReport {
+    fn new(route: Route, status: &PathStatus) -> Self {
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        Self {
+            route,
+            state: match status.state {
+                PathState::Active => "active",
+                PathState::Suspect => "suspect",
+                PathState::Dead => "dead",
+            },
+            weight_up: status.weight,
+            rtt_ms: milliseconds(status.rtt),
+            min_rtt_ms: milliseconds(status.min_rtt),
+            queue_up_ms: milliseconds(status.queue),
+            rate_up: status.capacity.map(|bytes_per_second| (bytes_per_second * 8.0) as u64),
+            loss_up: status.loss,
+            up_bytes: status.counters.sent_bytes,
+            down_bytes: status.counters.received_bytes,
+            lost_datagrams: status.counters.lost_datagrams,
+            suspicions: status.counters.suspicions,
+        }
+    }
+}
+
+/// A relay of which no path is up, and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RelayProblem {
+    /// The relay's address on the LAN.
+    pub address: SocketAddr,
+    /// The last problem, for a person.
+    pub problem: String,
+}
+
+/// Why a path did not come up.
+#[derive(Debug, Error)]
+enum PathError {
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("can't open a UDP socket: {0}")]
+    Socket(#[from] io::Error),
+    #[error("can't connect through the relay: {0}")]
+    Connect(#[from] quinn::ConnectError),
+    #[error("relay {0} serves, but reconst does not answer through it: the relay's line may be down")]
+    NoAnswer(SocketAddr),
+    #[error("reconst does not take the connection: {0}")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("another path already runs over line {} of relay {}", .0.1.0, .0.0)]
+    SameLine(LineKey),
+}
+
+/// A path that has joined.
+struct Joined {
+    id: PathId,
+    connection: quinn::Connection,
+    session: SessionHandle,
+    weight_up: u32,
+    line: LineLease,
+}
+
+/// The right to be the one path over a line.
+struct LineLease {
+    inner: Arc<Inner>,
+    key: LineKey,
+    number: u64,
+}
+
+impl Paths {
+    /// A session of the member of `profile` without paths.
+    ///
+    /// # Errors
+    /// If the profile's certificates or key can't be used.
+    pub fn new(profile: &Profile, policy: Policy) -> Result<Self, TlsError> {
+        let state = State {
+            session: Current::new(policy, 0),
+            keepers: HashMap::new(),
+            lease_by_line: HashMap::new(),
+            next_lease: 0,
+            routes: HashMap::new(),
+            last_problem: HashMap::new(),
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                lan: profile.identity.lan,
+                signer: Signer::from_profile(profile)?,
+                verifier: MemberVerifier::new(&profile.authority_pem)?,
+                crypto: tls::client_crypto(profile, PATH_ALPN)?,
+                policy,
+                state: Mutex::new(state),
+            }),
+        })
+    }
+
+    /// The session to open flows in, now.
+    pub fn session(&self) -> SessionHandle {
+        self.inner.lock().session.handle.clone()
+    }
+
+    /// Keeps a path through the relay at `address` up from now on. One that `is_configured` stays whatever the roster says.
+    pub fn add_relay(&self, address: SocketAddr, is_configured: bool) {
+        let mut state = self.inner.lock();
+        if let Some(keeper) = state.keepers.get_mut(&address) {
+            keeper.is_configured |= is_configured;
+            return;
+        }
+        if state.keepers.len() >= MAX_RELAYS {
+            tracing::warn!(%address, "too many relays: this one is not used");
+            return;
+        }
+        let task = tokio::spawn(keep_path(self.inner.clone(), address)).abort_handle();
+        state.keepers.insert(address, Keeper { task, is_configured });
+    }
+
+    /// Lets go of the relay at `address`, which has left the roster, unless it was configured.
+    pub fn remove_relay(&self, address: SocketAddr) {
+        let mut state = self.inner.lock();
+        if state.keepers.get(&address).is_some_and(|keeper| !keeper.is_configured)
+            && let Some(keeper) = state.keepers.remove(&address)
+        {
+            keeper.task.abort();
+            state.last_problem.remove(&address);
+        }
+    }
+
+    /// The paths that have joined.
+    pub fn report(&self) -> Vec<PathReport> {
+        let state = self.inner.lock();
+        let statuses = state.session.handle.path_status();
+        statuses.iter().filter_map(|status| Some(PathReport::new(state.routes.get(&status.path)?.clone(), status))).collect()
+    }
+
+    /// The relays through which no path is up, and why.
+    pub fn problems(&self) -> Vec<RelayProblem> {
+        let state = self.inner.lock();
+        let mut problems: Vec<_> =
+            state.last_problem.iter().map(|(&address, problem)| RelayProblem { address, problem: problem.clone() }).collect();
+        problems.sort_by_key(|problem| problem.address);
+        problems
+    }
+
+    /// Ends the session and all paths.
+    pub fn close(&self) {
+        let mut state = self.inner.lock();
+        for (_, keeper) in state.keepers.drain() {
+            keeper.task.abort();
+        }
+        state.session.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, b"proxy-local stops");
+    }
+}
+
+impl Current {
+    fn new(policy: Policy, next_path: u32) -> Self {
+        let limits = Limits { keep_alive: Some(KEEP_ALIVE), ..Limits::default() };
+        Self {
+            handle: SessionHandle::new(Side::Proxy, policy, limits),
+            id: SessionId(rand::rng().random()),
+            secret: SessionSecret(rand::rng().random()),
+            incarnation: None,
+            next_path,
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics under the lock")
+    }
+
+    /// Asks the relay for service, connects through it and joins the session.
+    async fn connect(self: &Arc<Self>, address: SocketAddr) -> Result<Joined, PathError> {
+        let socket = UdpSocket::from_std(udp_socket(address.ip())?)?;
+        let welcome = lan::request_service(&socket, address, LineNumber::ANY, &self.signer, &self.verifier, self.lan).await?;
+        let line = self.lease_line((welcome.relay.name.clone(), welcome.line))?;
+        let mut endpoint_config = EndpointConfig::default();
+        endpoint_config.cid_generator(no_connection_ids);
+        let endpoint = Endpoint::new(endpoint_config, None, socket.into_std()?, Arc::new(TokioRuntime))?;
+        let mut config = ClientConfig::new(self.crypto.clone());
+        config.transport_config(transport::path_transport(address.ip()));
+        let connecting = endpoint.connect_with(config, address, SERVER_NAME)?;
+        let connection = tokio::time::timeout(CONNECT_TIME, connecting).await.map_err(|_| PathError::NoAnswer(address))??;
+
+        let (id, session, request) = {
+            let mut state = self.lock();
+            let current = &mut state.session;
+            let id = PathId(current.next_path);
+            current.next_path += 1;
+            let request = JoinRequest {
+                session: current.id,
+                secret: current.secret,
+                path: id,
+                incarnation: current.incarnation,
+                weight_down: u32::from(welcome.weights.down.value()),
+                line: welcome.line.0,
+                relay: welcome.relay.name.to_string(),
+            };
+            (id, current.handle.clone(), request)
+        };
+        let joined = tokio::time::timeout(CONNECT_TIME, join::request(&connection, &request)).await;
+        let incarnation = match joined.map_err(|_| PathError::NoAnswer(address))? {
+            Err(JoinError::UnknownSession) => {
+                self.begin_anew(request.session);
+                return Err(JoinError::UnknownSession.into());
+            }
+            result => result?,
+        };
+        let mut state = self.lock();
+        if state.session.id != request.session || *state.session.incarnation.get_or_insert(incarnation) != incarnation {
+            drop(state);
+            self.begin_anew(request.session);
+            return Err(JoinError::UnknownSession.into());
+        }
+        state.routes.insert(id, Route { relay: request.relay, address, line: welcome.line.0 });
+        state.last_problem.remove(&address);
+        drop(state);
+        Ok(Joined { id, connection, session, weight_up: u32::from(welcome.weights.up.value()), line })
+    }
+
+    fn lease_line(self: &Arc<Self>, key: LineKey) -> Result<LineLease, PathError> {
+        let mut state = self.lock();
+        if state.lease_by_line.contains_key(&key) {
+            return Err(PathError::SameLine(key));
+        }
+        let number = state.next_lease;
+        state.next_lease += 1;
+        state.lease_by_line.insert(key.clone(), number);
+        Ok(LineLease { inner: self.clone(), key, number })
+    }
+
+    /// Begins a new session in place of `lost`, whose flows break.
+    fn begin_anew(&self, lost: SessionId) {
+        let mut state = self.lock();
+        if state.session.id != lost {
+            return;
+        }
+        tracing::warn!("reconst has lost the session: its flows break, a new one begins");
+        let next = Current::new(self.policy, state.session.next_path);
+        let old = std::mem::replace(&mut state.session, next);
+        state.routes.clear();
+        drop(state);
+        old.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is lost");
+    }
+
+    /// Connects until it succeeds, ever more rarely.
+    async fn connect_until_joined(self: &Arc<Self>, address: SocketAddr) -> Joined {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.connect(address).await {
+                Ok(joined) => return joined,
+                Err(error) => {
+                    tracing::debug!(%address, %error, "no path");
+                    let changed = self.lock().last_problem.insert(address, error.to_string()).as_deref() != Some(&error.to_string());
+                    let is_same_line = matches!(error, PathError::SameLine(_));
+                    if changed && !is_same_line && !matches!(error, PathError::Join(JoinError::UnknownSession)) {
+                        tracing::warn!(%address, "no path through this relay: {error}");
+                    }
+                    if is_same_line {
+                        pause = LAST_PAUSE;
+                    }
+                }
+            }
+            let jittered = pause.mul_f64(rand::rng().random_range(0.75..1.25));
+            tokio::time::sleep(jittered).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// Waits until path `id` is dead and connects anew until one of the two works.
+    async fn replacement(self: &Arc<Self>, address: SocketAddr, dead: &Joined) -> Joined {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::time::sleep(pause).await;
+            if dead.session.path_state(dead.id) != Some(PathState::Dead) {
+                pause = FIRST_PAUSE;
+                continue;
+            }
+            dead.line.release();
+            match self.connect(address).await {
+                Ok(joined) if dead.session.path_state(dead.id) != Some(PathState::Active) => return joined,
+                Ok(joined) => joined.connection.close(VarInt::from_u32(CLOSE_LEAVING), b"the path has come back"),
+                Err(error) => {
+                    self.lock().last_problem.insert(address, error.to_string());
+                }
+            }
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+}
+
+impl LineLease {
+    /// Lets another path have the line while this one is dead.
+    fn release(&self) {
+        let mut state = self.inner.lock();
+        if state.lease_by_line.get(&self.key) == Some(&self.number) {
+            state.lease_by_line.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for LineLease {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.connection.close(VarInt::from_u32(CLOSE_LEAVING), b"path replaced or left");
+        self.line.inner.lock().routes.remove(&self.id);
+    }
+}
+
+/// Keeps a path through the relay at `address` up until the task is aborted.
+async fn keep_path(inner: Arc<Inner>, address: SocketAddr) {
+    let mut joined = inner.connect_until_joined(address).await;
+    loop {
+        tracing::info!(%address, id = %joined.id, "path up");
+        let running = joined.session.run_path(joined.id, joined.connection.clone(), joined.weight_up);
+        let next = tokio::select! {
+            error = running => {
+                tracing::info!(%address, id = %joined.id, "path ended: {error}");
+                None
+            }
+            replacement = inner.replacement(address, &joined) => Some(replacement),
+        };
+        joined = match next {
+            Some(replacement) => replacement,
+            None => {
+                drop(joined);
+                inner.connect_until_joined(address).await
+            }
+        };
+    }
+}
+
+/// A socket for one path, as the LAN side of a relay sees it.
+fn udp_socket(relay: IpAddr) -> io::Result<std::net::UdpSocket> {
+    let (domain, any): (Domain, IpAddr) =
+        if relay.is_ipv4() { (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()) } else { (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()) };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    // The system may grant less; then a burst that finds the process asleep is lost sooner.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(any, 0).into())?;
+    Ok(socket.into())
+}
+
+/// One socket carries one connection, so that packets to it need no connection id.
+fn no_connection_ids() -> Box<dyn ConnectionIdGenerator> {
+    Box::new(quinn_proto::RandomConnectionIdGenerator::new(0))
+}
+
+/// How often an idle path is pinged, so that one that has died is known before a flow needs it, and the relay keeps it admitted.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// How long a handshake through a relay may take: ten of its round trips over a modem.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// The pauses between attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Relays used at once.
+const MAX_RELAYS: usize = 64;
+
+/// What is asked of the system for each socket: 1 Gbit/s for 32 ms.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
