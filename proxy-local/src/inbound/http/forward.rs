@@ -175,9 +175,12 @@ fn destination(uri: &Uri) -> Result<(Target, Authority), &'static str> {
     let bare = authority.as_str().rsplit('@').next().unwrap_or_default();
     let authority: Authority = bare.parse().map_err(|_| NO_HOST)?;
     let host = Host::parse(authority.host()).map_err(|_| NO_HOST)?;
-    let port = match authority.port() {
-        Some(port) => port.as_str().parse().ok().filter(|&port| port != 0).ok_or("The request's address has no valid port.")?,
-        None => default_port,
+    let port = match bare.strip_prefix(authority.host()).unwrap_or_default() {
+        "" | ":" => default_port,
+        port => {
+            let port = port.strip_prefix(':').and_then(|port| port.parse().ok()).filter(|&port| port != 0);
+            port.ok_or("The request's address has no valid port.")?
+        }
     };
     Ok((Target { host, port }, authority))
 }

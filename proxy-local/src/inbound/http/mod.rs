@@ -29,7 +29,7 @@ use tokio::net::TcpStream;
 
 use super::Front;
 use crate::outbound::Outbound;
-use application::ApplicationIo;
+use application::{ApplicationIo, reset_of};
 use origins::Origins;
 use tunnel::Tunnel;
 
@@ -69,7 +69,8 @@ pub(super) async fn serve<O: Outbound>(tcp: TcpStream, front: Arc<Front<O>>) {
     // A response that is cut off must not look complete, so whatever ends the connection early resets it.
     let resets = Arc::new(AtomicBool::new(true));
     {
-        let io = TokioIo::new(ApplicationIo::new(tcp, Arc::clone(&resets)));
+        let tcp = Arc::new(tcp);
+        let io = TokioIo::new(ApplicationIo::new(Arc::clone(&tcp), Arc::clone(&resets)));
         let mut served = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -78,16 +79,23 @@ pub(super) async fn serve<O: Outbound>(tcp: TcpStream, front: Arc<Front<O>>) {
                 .auto_date_header(false)
                 .preserve_header_case(true)
                 .max_headers(FIELDS_MAX)
+                .max_header_size(HEAD_BYTES_MAX)
                 .max_buf_size(BUFFER_BYTES_MAX)
                 .serve_connection(io, service)
                 .with_upgrades()
         );
-        let result = tokio::select! {
-            result = served.as_mut() => result,
-            () = shutdown.draining() => {
-                served.as_mut().graceful_shutdown();
-                served.as_mut().await
+        let served_or_drained = async {
+            tokio::select! {
+                result = served.as_mut() => result,
+                () = shutdown.draining() => {
+                    served.as_mut().graceful_shutdown();
+                    served.as_mut().await
+                }
             }
+        };
+        let result = tokio::select! {
+            result = served_or_drained => result,
+            () = reset_of(&tcp) => return tracing::debug!(%application, "the application reset its connection"),
         };
         if let Err(error) = &result {
             tracing::debug!(%application, %error, "HTTP connection");
@@ -152,7 +160,10 @@ impl<O: Outbound> Connection<O> {
     }
 }
 
-/// The most that hyper buffers each way on one connection, which bounds the header section too: a browser with many cookies sends 16 KB.
+/// A request's or response's header section; a browser with many cookies sends 16 KB.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// The most that hyper buffers each way on one connection; a header section has to fit.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// Header fields in one request or response; the largest sites send about 60.

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{BUFFER_BYTES_MAX, Body, FIELDS_MAX};
+use super::{BUFFER_BYTES_MAX, Body, FIELDS_MAX, HEAD_BYTES_MAX};
 
 /// Upstream connections that wait for the next request.
 pub(super) struct Origins<S> {
@@ -63,6 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Origins<S> {
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_headers(FIELDS_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
             .max_buf_size(BUFFER_BYTES_MAX)
             .handshake(TokioIo::new(stream))
             .await?;

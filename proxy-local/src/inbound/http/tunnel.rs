@@ -55,7 +55,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Tunnel<S> {
 fn application_end(upgraded: Upgraded) -> anyhow::Result<(TcpStream, Bytes)> {
     let parts: Parts<TokioIo<ApplicationIo>> =
         upgraded.downcast().map_err(|_| anyhow!("the application's end is not the socket it was"))?;
-    Ok((parts.io.into_inner().into_tcp(), parts.read_buf))
+    let tcp = parts.io.into_inner().into_tcp().context("the application's socket is still watched")?;
+    Ok((tcp, parts.read_buf))
 }
 
 async fn carry<S>(mut tcp: TcpStream, early_up: Bytes, mut stream: S, early_down: Bytes) -> std::io::Result<()>
