@@ -1,1 +1,281 @@
-//! x
+//! A neighbour's relay: lends its line to the users of its LAN, opaque packet by opaque packet.
+//!
+//! A packet's way: [`forward`] takes it from the LAN port and looks up who sent it, [`share`] keeps to the owner's limits, [`client`]
+//! sends it to `reconst` over the [`line`] and brings the answers back. Beside that way, [`forward`]'s judge admits users, [`login`] asks
+//! `reconst` where the LAN is served, [`announcer`] tells the LAN. The relay holds no key of a user's path, keeps no data, and forwards to
+//! nothing but its `reconst`.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use serde::Serialize;
+use shared::{
+    community::hello::{AdmissionConfig, LineNumber},
+    link::tls::{MemberVerifier, Signer},
+    service::{Exit, Failure, Shutdown, admin},
+};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+
+mod announcer;
+mod batch;
+mod client;
+mod config;
+mod forward;
+mod line;
+mod login;
+mod share;
+
+pub use announcer::AnnounceConfig;
+pub use client::{CarriedStatus, DirectionStatus};
+pub use config::{Config, LineConfig};
+pub use line::{DEFAULT_PORT, WanBinding};
+pub use login::Upstream;
+pub use share::ShareConfig;
+
+use announcer::{Announcer, LineToAnnounce};
+use batch::BatchSocket;
+use client::Common;
+use forward::{Forwarder, Judge, Register};
+use login::Login;
+use share::Share;
+
+/// A relay at work. Dropping it stops it at once.
+#[derive(Debug)]
+pub struct Running {
+    lines: Vec<Arc<RunningLine>>,
+    admin_address: Option<SocketAddr>,
+    tasks: JoinSet<()>,
+    announcer: Option<AbortHandle>,
+    drain: Duration,
+    shutdown: Shutdown,
+}
+
+#[derive(Debug)]
+struct RunningLine {
+    number: LineNumber,
+    lan_address: SocketAddr,
+    common: Arc<Common>,
+    register: Arc<Register>,
+    upstream: watch::Receiver<Upstream>,
+}
+
+/// A relay's state, as `status` shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Status {
+    /// Its lines.
+    pub lines: Vec<LineStatus>,
+}
+
+/// A line's state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LineStatus {
+    /// Its number.
+    pub line: u8,
+    /// Where users reach it.
+    pub lan_address: SocketAddr,
+    /// Where the LAN's paths are served, once known.
+    pub reconst: Option<SocketAddr>,
+    /// Whether it is logged in to `reconst`.
+    pub is_logged_in: bool,
+    /// Why not, or why not the last time.
+    pub problem: Option<String>,
+    /// Everything it has carried.
+    pub carried: CarriedStatus,
+    /// Packets dropped because their sender is not served.
+    pub dropped_of_strangers: u64,
+    /// Requests for service granted.
+    pub admitted: u64,
+    /// Requests for service refused, or not looked at for want of time.
+    pub refused: u64,
+    /// Who it serves.
+    pub clients: Vec<ClientStatus>,
+}
+
+/// A client's state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ClientStatus {
+    /// Its address on the LAN.
+    pub address: SocketAddr,
+    /// The user.
+    pub user: String,
+    /// What has been carried for it since it was admitted.
+    pub carried: CarriedStatus,
+}
+
+/// Starts a relay: its LAN ports are bound when this returns, its lines log in behind it.
+///
+/// # Errors
+/// If a port or a line can't be had, or the profile's certificates can't be used.
+pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
+    config.check()?;
+    let unusable = |error| Failure::new(Exit::Data, format!("the profile is not usable: {error}; ask whoever runs reconst for a new one"));
+    let signer = Signer::from_profile(&config.profile).map_err(unusable)?;
+    let verifier = MemberVerifier::new(&config.profile.authority_pem).map_err(unusable)?;
+    let (mut tasks, mut lines, mut to_announce) = (JoinSet::new(), Vec::new(), Vec::new());
+    for line in &config.lines {
+        let (login, upstream) = Login::new(&config.profile, line.number, line.wan.clone()).map_err(unusable)?;
+        let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: line.weights };
+        let running = start_line(&config, line, judge, upstream, &mut tasks, &shutdown)?;
+        tasks.spawn(login.run());
+        to_announce.push(LineToAnnounce {
+            number: line.number,
+            lan_address: running.lan_address,
+            wan: line.wan.clone(),
+            weights: line.weights,
+            upstream: running.upstream.clone(),
+        });
+        tracing::info!(relay = %signer.identity(), line = line.number.0, lan = %running.lan_address, wan = %line.wan, "line lent");
+        lines.push(Arc::new(running));
+    }
+    let admin_address = match config.admin {
+        Some(address) => {
+            let listener = admin::bind(address).await?;
+            let bound = listener.local_addr()?;
+            let status = lines.clone();
+            let status = move || serde_json::to_value(status_of(&status)).expect("numbers and texts are valid JSON");
+            tasks.spawn(admin::serve(listener, status, shutdown.clone()));
+            Some(bound)
+        }
+        None => None,
+    };
+    let is_announcing = config.announce.multicast || !config.announce.unicast.is_empty();
+    let announcer = is_announcing.then(|| tasks.spawn(Announcer::new(config.announce, signer, to_announce).run(shutdown.clone())));
+    Ok(Running { lines, admin_address, tasks, announcer, drain: config.drain, shutdown })
+}
+
+/// Runs a relay until `shutdown` asks it to stop and it has drained.
+///
+/// # Errors
+/// As [`start`].
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    start(config, shutdown).await?.wait().await
+}
+
+impl Running {
+    /// Where users reach the first line.
+    pub fn lan_addr(&self) -> SocketAddr {
+        self.lines[0].lan_address
+    }
+
+    /// Where users reach each line, in the order of the configuration.
+    pub fn lan_addrs(&self) -> Vec<SocketAddr> {
+        self.lines.iter().map(|line| line.lan_address).collect()
+    }
+
+    /// Where `status` is answered, if anywhere.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// The relay's state.
+    pub fn status(&self) -> Status {
+        status_of(&self.lines)
+    }
+
+    /// What the login over each line says, in the order of the configuration; to wait for it.
+    pub fn upstreams(&self) -> Vec<watch::Receiver<Upstream>> {
+        self.lines.iter().map(|line| line.upstream.clone()).collect()
+    }
+
+    /// Waits until the relay is asked to stop, and drains it: announces its leave and goes on forwarding for a while, or until nobody
+    /// sends any more.
+    ///
+    /// # Errors
+    /// If a part of the relay ends by itself.
+    pub async fn wait(mut self) -> anyhow::Result<()> {
+        let shutdown = self.shutdown.clone();
+        let ends = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                ended.context("a part of the relay failed")?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            ended = ends => ended?,
+            () = shutdown.draining() => (),
+        }
+        tracing::info!(seconds = self.drain.as_secs_f64(), "draining");
+        tokio::select! {
+            () = drained(&self.lines, self.announcer.as_ref()) => (),
+            () = tokio::time::sleep(self.drain) => (),
+            () = shutdown.stopping() => (),
+        }
+        self.tasks.shutdown().await;
+        Ok(())
+    }
+}
+
+fn start_line(
+    config: &Config,
+    line: &LineConfig,
+    judge: Judge,
+    upstream: watch::Receiver<Upstream>,
+    tasks: &mut JoinSet<()>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<RunningLine> {
+    let lan = BatchSocket::new(line::open_lan(line.lan_bind)?)?;
+    let lan_address = lan.local_addr()?;
+    let common = Arc::new(Common { lan, binding: line.wan.clone(), share: Share::new(line.share), totals: client::Carried::default() });
+    let register = Arc::new(Register::default());
+    let admission = AdmissionConfig {
+        also_reached_as: config.also_reached_as.clone(),
+        clients_max: config.clients_max,
+        idle: config.client_idle,
+        ..AdmissionConfig::new(config.profile.identity.lan, line.number)
+    };
+    let forwarder =
+        Forwarder::new(Arc::clone(&common), admission, &rand::random(), upstream.clone(), judge, Arc::clone(&register), shutdown.clone())?;
+    tasks.spawn(forwarder.run());
+    Ok(RunningLine { number: line.number, lan_address, common, register, upstream })
+}
+
+/// Waits until the announcer has said goodbye and no packet has come for [`QUIET`].
+async fn drained(lines: &[Arc<RunningLine>], announcer: Option<&AbortHandle>) {
+    let packets = || lines.iter().map(|line| line.common.totals.packets()).sum::<u64>();
+    let mut before = packets();
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let after = packets();
+        if after == before && announcer.is_none_or(AbortHandle::is_finished) {
+            return;
+        }
+        before = after;
+    }
+}
+
+fn status_of(lines: &[Arc<RunningLine>]) -> Status {
+    Status { lines: lines.iter().map(|line| line.status()).collect() }
+}
+
+impl RunningLine {
+    fn status(&self) -> LineStatus {
+        let Upstream { data, is_logged_in, problem } = self.upstream.borrow().clone();
+        let counters = *self.register.counters.lock().expect("nothing panics while it is held");
+        let clients = self.register.clients.lock().expect("nothing panics while it is held");
+        LineStatus {
+            line: self.number.0,
+            lan_address: self.lan_address,
+            reconst: data,
+            is_logged_in,
+            problem,
+            carried: self.common.totals.status(),
+            dropped_of_strangers: counters.strangers,
+            admitted: counters.admission.admitted,
+            refused: counters.admission.refused + counters.unjudged,
+            clients: clients
+                .iter()
+                .map(|(address, (member, carried))| ClientStatus {
+                    address: *address,
+                    user: member.name.to_string(),
+                    carried: carried.status(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// While paths drain they are never silent for this long.
+const QUIET: Duration = Duration::from_millis(500);

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -329,6 +329,15 @@ fn take_u64(input: &mut &[u8]) -> Result<u64, WireError> {
     wire::take_array(input).map(u64::from_be_bytes)
 }
 
+/// The port on which announcements are listened for.
+pub const ANNOUNCE_PORT: u16 = 7653;
+
+/// The group that announcements are sent to: of the block for use within an organisation (RFC 2365).
+pub const GROUP_V4: Ipv4Addr = Ipv4Addr::new(239, 255, 76, 54);
+
+/// Its twin on IPv6: link-local and of nobody's registration (RFC 4291 §2.7), ending in `trib`.
+pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x7472, 0x6962);
+
 /// The most lines of one relay: with the longest certificate and signature they fit the least MTU of IPv6 (1,280 bytes).
 pub const LINES_MAX: usize = 8;
 
@@ -431,7 +440,7 @@ mod tests {
         }
     }
 
-    const RELAY: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, 3)), 50000);
+    const RELAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 1, 3)), 50000);
 
     /// A listener and its driver, in which a certificate is its member's name and a signature the message's digest.
     struct Ear {

@@ -80,7 +80,7 @@ pub async fn request_service(
     lan: LanId,
 ) -> Result<Welcome, HelloError> {
     let mut asking = Asking::new(Request { nonce: Nonce(rand::random()), lan, line, relay });
-    let deadline = Instant::now() + DEADLINE;
+    let mut deadline = Instant::now() + DEADLINE;
     let mut pause = FIRST_PAUSE;
     loop {
         if let Err(source) = socket.send_to(&asking.packet, relay).await {
@@ -88,7 +88,7 @@ pub async fn request_service(
         }
         let resend_at = (Instant::now() + pause).min(deadline);
         let is_answered = loop {
-            let Ok(reply) = timeout_at(resend_at, receive(socket, &asking.request)).await else { break false };
+            let Ok(reply) = timeout_at(resend_at.min(deadline), receive(socket, &asking.request)).await else { break false };
             match reply {
                 Reply::Challenge(cookie) if asking.take_challenge(cookie, signer) => break true,
                 Reply::Challenge(_) => (),
@@ -97,7 +97,11 @@ pub async fn request_service(
                         drain(socket);
                         return Ok(welcome);
                     }
-                    Err(problem) => asking.problem = problem,
+                    // The relay itself may yet answer too.
+                    Err(problem) => {
+                        asking.problem = problem;
+                        deadline = deadline.min(Instant::now() + IMPOSTOR_TIME);
+                    }
                 },
                 Reply::Refused(refusal) if refusal.is_temporary() => {
                     asking.start_over(HelloError::Refused { relay, refusal });
@@ -193,6 +197,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The wait after a refusal that will not last.
 const REFUSED_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long a relay is waited for after somebody else has answered in its stead.
+const IMPOSTOR_TIME: Duration = Duration::from_secs(1);
 
 /// The wait after an error of the socket, so that a lasting one does not spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);

@@ -97,6 +97,7 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct PendingHello {
     from: SocketAddr,
+    to: SocketAddr,
     request: Request,
     line: LineNumber,
     cookie: Cookie,
@@ -108,6 +109,7 @@ pub struct PendingHello {
 #[derive(Debug)]
 pub struct Judged {
     from: SocketAddr,
+    to: SocketAddr,
     nonce: Nonce,
     outcome: Result<(Identity, AdmittedProof), HelloRefusal>,
 }
@@ -199,6 +201,7 @@ impl<T> Admission<T> {
         }
         Answer::Judge(PendingHello {
             from,
+            to,
             request,
             line: self.config.line,
             cookie: proof.cookie,
@@ -210,7 +213,7 @@ impl<T> Admission<T> {
     /// Takes a judged `HELLO`, gives the packet to answer it with and the clients that had to go for it; `open` makes a new client's
     /// `T`.
     pub fn admit(&mut self, now: Instant, judged: Judged, open: impl FnOnce() -> Result<T, HelloRefusal>) -> (Vec<u8>, Vec<T>) {
-        let Judged { from, nonce, outcome } = judged;
+        let Judged { from, nonce, outcome, .. } = judged;
         match outcome.and_then(|(member, proof)| self.place(now, from, member, proof, open)) {
             Ok(gone) => {
                 self.counters.admitted += 1;
@@ -238,6 +241,11 @@ impl<T> Admission<T> {
     /// All clients: their addresses, members and `T`, in no order.
     pub fn clients(&self) -> impl Iterator<Item = (SocketAddr, &Identity, &T)> {
         self.clients.iter().map(|(from, client)| (*from, &client.member, &client.inner))
+    }
+
+    /// Every client's `T`, in no order.
+    pub fn clients_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.clients.values_mut().map(|client| &mut client.inner)
     }
 
     /// What has become of the `HELLO`s.
@@ -318,7 +326,7 @@ impl PendingHello {
         verify: impl FnOnce(&[u8], &[u8], &[u8]) -> Option<Identity>,
         sign: impl FnOnce(&[u8]) -> Vec<u8>,
     ) -> Judged {
-        let Self { from, request, line, cookie, certificate: own_certificate, signature } = self;
+        let Self { from, to, request, line, cookie, certificate: own_certificate, signature } = self;
         let message = signed_hello(&request, cookie, &own_certificate);
         let member = verify(&own_certificate, &message, &signature).filter(|member| member.role == Role::User && member.lan == request.lan);
         let outcome = member.ok_or(HelloRefusal::NotAMember).map(|member| {
@@ -326,7 +334,7 @@ impl PendingHello {
             let welcome = WelcomeMessage { line, weights, certificate: certificate.to_vec(), signature: welcome_signature };
             (member, AdmittedProof { nonce: request.nonce, signature, welcome: Reply::Welcome(welcome).encode(request.nonce) })
         });
-        Judged { from, nonce: request.nonce, outcome }
+        Judged { from, to, nonce: request.nonce, outcome }
     }
 }
 
@@ -334,6 +342,11 @@ impl Judged {
     /// The address that asked.
     pub fn from(&self) -> SocketAddr {
         self.from
+    }
+
+    /// The address of the relay's that was asked.
+    pub fn to(&self) -> SocketAddr {
+        self.to
     }
 
     /// The member to be admitted, if it is to be.

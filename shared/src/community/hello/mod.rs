@@ -22,7 +22,7 @@ use crate::{
 
 mod admission;
 
-pub use admission::{Admission, AdmissionConfig, AdmissionCounters, Answer, PendingHello};
+pub use admission::{Admission, AdmissionConfig, AdmissionCounters, Answer, Judged, PendingHello};
 
 /// A proxy's own random number: answers repeat it, so that nobody who has not seen the request can answer it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
