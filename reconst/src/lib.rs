@@ -2,5 +2,6 @@
 
 pub mod accounts;
 pub mod authority;
+pub mod egress;
 pub mod provision;
 pub mod state;
