@@ -502,6 +502,9 @@ struct Pacer {
 const BURST: Duration = Duration::from_millis(4);
 const BURST_PACKETS: f64 = 2.0;
 
+/// The least wait: a fraction of a byte that is lacking would round to none at all, and the timer would never rest.
+const LEAST_WAIT: Duration = Duration::from_micros(1);
+
 impl Pacer {
     fn ready(&mut self, now: Instant, bytes: f64, pace: f64) -> Result<(), Instant> {
         let burst = (pace * BURST.as_secs_f64()).max(BURST_PACKETS * PACKET_BYTES);
@@ -511,7 +514,8 @@ impl Pacer {
         if self.tokens >= bytes.min(burst) {
             return Ok(());
         }
-        Err(now + Duration::from_secs_f64(((bytes - self.tokens) / pace.max(1.0)).min(10.0)))
+        let wait = Duration::from_secs_f64(((bytes - self.tokens) / pace.max(1.0)).min(10.0));
+        Err(now + wait.max(LEAST_WAIT))
     }
 
     fn spend(&mut self, bytes: f64) {
