@@ -1,7 +1,78 @@
-//! The ISP's reconstitution server.
+//! The ISP's reconstitution server: the far end of every session.
+//!
+//! A relay logs in ([`directory`]) and learns on which of the data ports its LAN is served; a user's paths come in there ([`accept`]),
+//! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]). [`provision`] makes the state and
+//! the members' profiles that all this starts from.
 
+pub mod accept;
 pub mod accounts;
 pub mod authority;
+mod data_ports;
+pub mod directory;
 pub mod egress;
 pub mod provision;
+mod running;
+mod sockets;
 pub mod state;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use shared::{service::Shutdown, transfer::schedule::Policy};
+
+pub use self::{
+    running::{Running, start},
+    sockets::any_address,
+};
+
+/// All that `reconst` needs to know to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The directory that `reconst init` made.
+    pub state_dir: PathBuf,
+    /// The address of the login port and of all data ports; relays must reach it. [`any_address`] for all of this host's.
+    pub bind: IpAddr,
+    /// The login port, in place of the one in the profiles; 0 lets the system choose, which only a test can use.
+    pub login_port_override: Option<u16>,
+    /// Whether the system chooses the data ports in place of the LANs' own: for tests, since firewalls don't know them.
+    pub has_ephemeral_data_ports: bool,
+    /// Networks that flows may go to beside what is globally reachable.
+    pub egress_allow: Vec<IpNet>,
+    /// How the bytes to users are spread over their paths.
+    pub scheduler: Policy,
+    /// Where `status` is answered; loopback only.
+    pub admin: Option<SocketAddr>,
+    /// How long open flows may go on once it is time to drain. Too short breaks downloads at every restart, too long delays the restart.
+    pub drain_time: Duration,
+}
+
+impl Config {
+    /// The default settings for the state in `state_dir`, on `bind`.
+    pub fn new(state_dir: impl Into<PathBuf>, bind: IpAddr) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            bind,
+            login_port_override: None,
+            has_ephemeral_data_ports: false,
+            egress_allow: Vec::new(),
+            scheduler: Policy::default(),
+            admin: None,
+            drain_time: DEFAULT_DRAIN_TIME,
+        }
+    }
+}
+
+/// Starts, and runs until `shutdown` and the drain after it.
+///
+/// # Errors
+/// If it can't start.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    start(config, shutdown).await?.wait().await
+}
+
+/// Most responses are over by then; service managers kill after 90 s.
+pub const DEFAULT_DRAIN_TIME: Duration = Duration::from_secs(20);

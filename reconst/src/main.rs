@@ -1,2 +1,107 @@
-//! x
-fn main() {}
+//! `reconst`: the command line.
+
+mod options;
+mod register;
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use shared::{
+    community::member::Role,
+    service::{Exit, Failure, admin, conclude, init_logging, shutdown_on_signals},
+};
+
+use self::options::RunOptions;
+
+/// The ISP's end of Tributary: joins what comes over the neighbours' lines and fetches for them
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the state of a new reconst: its authority, its certificate, its member database
+    Init(register::Init),
+    /// Add, list and remove LANs
+    #[command(subcommand)]
+    Lan(register::LanCommand),
+    /// Add, list and remove users
+    #[command(subcommand)]
+    User(register::UserCommand),
+    /// Add, list and remove relays
+    #[command(subcommand)]
+    Relay(register::RelayCommand),
+    /// Serve until SIGTERM or Ctrl-C
+    Run(#[command(flatten)] RunOptions),
+    /// Show what the running reconst does, as JSON
+    Status(Status),
+    /// Check the configuration and the state without starting
+    Check(#[command(flatten)] RunOptions),
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+struct Status {
+    /// The address that `reconst run` was given with --admin
+    #[arg(long, value_name = "IP:PORT")]
+    admin: std::net::SocketAddr,
+}
+
+fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => conclude(execute(cli.command)),
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    if let Command::Completions { shell } = command {
+        clap_complete::generate(shell, &mut Cli::command(), "reconst", &mut std::io::stdout());
+        return Ok(());
+    }
+    tokio::runtime::Runtime::new()?.block_on(async {
+        match command {
+            Command::Init(init) => init.execute().await,
+            Command::Lan(command) => command.execute().await,
+            Command::User(command) => command.execute().await,
+            Command::Relay(command) => command.execute().await,
+            Command::Run(options) => {
+                let options = options.with_file()?;
+                init_logging(options.log_format()?);
+                reconst::run(options.into_config()?, shutdown_on_signals()).await
+            }
+            Command::Status(status) => {
+                let answer = admin::fetch(status.admin, "/status").await.map_err(|error| Failure::unavailable(error.to_string()))?;
+                print!("{answer}");
+                Ok(())
+            }
+            Command::Check(options) => check(options.with_file()?).await,
+            Command::Completions { .. } => Ok(()),
+        }
+    })
+}
+
+async fn check(options: RunOptions) -> anyhow::Result<()> {
+    options.log_format()?;
+    let config = options.into_config()?;
+    let registrar = reconst::provision::Registrar::open(&config.state_dir).await?;
+    let accounts = registrar.accounts();
+    for lan in accounts.lans().await.map_err(Failure::from)? {
+        println!("LAN {} ({}), data port {}", lan.name, lan.id, lan.data_port);
+    }
+    for role in [Role::User, Role::Relay] {
+        println!("{role}s: {}", accounts.members(role).await.map_err(Failure::from)?.len());
+    }
+    println!("the configuration and the state are valid");
+    Ok(())
+}

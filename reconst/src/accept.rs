@@ -1,0 +1,331 @@
+//! The data port of a LAN: paths in, flows out to content servers.
+//!
+//! Enters: QUIC connections through the LAN's relays. A connection is a path of a user's session once its certificate is that of a
+//! member of this LAN and it has joined; until then it costs little, and never for longer than [`JOIN_TIME`]. Leaves: the bytes of
+//! each flow to and from its content server. A session without paths is kept for [`KEPT_WITHOUT_PATHS`] so that its flows go on.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use quinn::VarInt;
+use rand::RngExt;
+use serde::Serialize;
+use shared::{
+    community::member::{Identity, Role},
+    ids::{LanId, SessionId},
+    link::{CLOSE_DENIED, CLOSE_LEAVING, CLOSE_PROTOCOL, join, open, pipe::pipe, session::SessionHandle, stream::FlowStream, tls},
+    service::Shutdown,
+    transfer::{
+        control::AbortCode,
+        join::{JoinReply, JoinRequest, SessionSecret},
+        path::PathStatus,
+        schedule::Policy,
+        session::{Limits, Side},
+    },
+};
+use tokio::sync::Semaphore;
+
+use crate::{accounts::Accounts, egress::Egress};
+
+/// The sessions of all LANs served here, and what their flows need; clones share it.
+#[derive(Clone)]
+pub struct Sessions {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    accounts: Accounts,
+    egress: Egress,
+    policy: Policy,
+    sessions: Mutex<HashMap<SessionKey, Entry>>,
+    open_flows: AtomicUsize,
+}
+
+/// A session's name counts only together with the member that it belongs to.
+type SessionKey = (Identity, SessionId);
+
+#[derive(Clone)]
+struct Entry {
+    handle: SessionHandle,
+    secret: SessionSecret,
+    incarnation: u64,
+}
+
+/// A session's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionReport {
+    /// The user.
+    pub user: String,
+    /// The LAN.
+    pub lan: LanId,
+    /// Paths joined and in service.
+    pub paths: usize,
+    /// Flows open now.
+    pub flows: usize,
+    /// Bytes that the user's applications got.
+    pub down_bytes: u64,
+    /// Bytes that the user's applications sent.
+    pub up_bytes: u64,
+}
+
+/// How long a connection may take to become a path: ten round trips of a modem line.
+const JOIN_TIME: Duration = Duration::from_secs(15);
+
+/// How long a session without paths is kept: a laptop carried from one room to another, a router that restarts.
+pub const KEPT_WITHOUT_PATHS: Duration = Duration::from_secs(300);
+
+/// How long a flow may take to say where it goes.
+const REQUEST_TIME: Duration = Duration::from_secs(60);
+
+/// Connections of one data port that are not paths yet; beyond half of it they must show that their address is theirs (RFC 9000 §8.1.2).
+const JOINING_MAX: usize = 512;
+
+/// Sessions of one user at once: a user's few PCs, each started anew a few times within [`KEPT_WITHOUT_PATHS`].
+const SESSIONS_PER_USER: usize = 32;
+
+/// Paths of one session at once.
+const PATHS_PER_SESSION: usize = 64;
+
+impl Sessions {
+    /// No sessions yet.
+    pub fn new(accounts: Accounts, egress: Egress, policy: Policy) -> Self {
+        let inner = Inner { accounts, egress, policy, sessions: Mutex::default(), open_flows: AtomicUsize::new(0) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The figures of each session.
+    pub fn report(&self) -> Vec<SessionReport> {
+        let entries: Vec<_> = self.inner.lock().iter().map(|(key, entry)| (key.0.clone(), entry.handle.clone())).collect();
+        let mut reports: Vec<_> = entries
+            .into_iter()
+            .map(|(user, handle)| {
+                let counters = handle.counters();
+                SessionReport {
+                    user: user.name.to_string(),
+                    lan: user.lan,
+                    paths: handle.path_status().len(),
+                    flows: handle.open_flows(),
+                    down_bytes: counters.delivered_bytes,
+                    up_bytes: counters.read_bytes,
+                }
+            })
+            .collect();
+        reports.sort_by(|a, b| (a.lan, &a.user).cmp(&(b.lan, &b.user)));
+        reports
+    }
+
+    /// The figures of the paths of `user`, over all its sessions.
+    pub fn paths_of(&self, user: &Identity) -> Vec<PathStatus> {
+        let handles: Vec<_> = self.inner.lock().iter().filter(|(key, _)| key.0 == *user).map(|(_, entry)| entry.handle.clone()).collect();
+        handles.iter().flat_map(SessionHandle::path_status).collect()
+    }
+
+    /// The number of flows that are open now.
+    pub fn open_flows(&self) -> usize {
+        self.inner.open_flows.load(Ordering::Relaxed)
+    }
+
+    /// Ends every session at once.
+    pub fn close(&self, reason: &str) {
+        let entries: Vec<_> = self.inner.lock().drain().collect();
+        for (_, entry) in entries {
+            entry.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, reason.as_bytes());
+        }
+    }
+}
+
+/// Takes the paths of `lan` in on `endpoint` until `shutdown`. The flows that are open then go on until the caller closes the
+/// sessions.
+pub async fn serve(endpoint: quinn::Endpoint, lan: LanId, sessions: Sessions, shutdown: Shutdown) {
+    let joining = Arc::new(Semaphore::new(JOINING_MAX));
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = shutdown.draining() => break,
+        };
+        let Some(incoming) = incoming else { return };
+        if joining.available_permits() < JOINING_MAX / 2 && !incoming.remote_address_validated() && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(permit) = joining.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let inner = sessions.inner.clone();
+        tokio::spawn(async move {
+            let remote = incoming.remote_address();
+            match tokio::time::timeout(JOIN_TIME, inner.join(incoming, lan)).await {
+                Ok(Ok(Some(path))) => {
+                    drop(permit);
+                    path.run(remote).await;
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => tracing::debug!(%remote, "no path: {error:#}"),
+                Err(_) => tracing::debug!(%remote, "no path: joining took too long"),
+            }
+        });
+    }
+}
+
+/// A connection that has joined its session.
+struct Path {
+    inner: Arc<Inner>,
+    key: SessionKey,
+    entry: Entry,
+    connection: quinn::Connection,
+    request: JoinRequest,
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionKey, Entry>> {
+        self.sessions.lock().expect("nothing panics under the lock")
+    }
+
+    /// Makes a path of a connection; `None` if it was turned away with an answer.
+    async fn join(self: Arc<Self>, incoming: quinn::Incoming, lan: LanId) -> anyhow::Result<Option<Path>> {
+        let connection = incoming.await?;
+        let certificate = tls::peer_certificate(&connection);
+        let (request, mut answer) = match join::receive(&connection).await {
+            Ok(received) => received,
+            Err(error) => {
+                connection.close(VarInt::from_u32(CLOSE_PROTOCOL), error.to_string().as_bytes());
+                return Err(error.into());
+            }
+        };
+        let authorised = match &certificate {
+            Some(certificate) => self.accounts.authorise(certificate, Role::User).await.map_err(|denied| denied.to_string()),
+            None => Err("the connection has no certificate".into()),
+        };
+        let member = authorised
+            .and_then(|member| if member.identity.lan == lan { Ok(member) } else { Err(format!("this port serves LAN {lan}, not yours")) });
+        let member = match member {
+            Ok(member) => member,
+            Err(reason) => {
+                tracing::info!(remote = %connection.remote_address(), %reason, "path refused");
+                join::turn_away(&connection, answer, CLOSE_DENIED, &JoinReply::Refused { reason }).await;
+                return Ok(None);
+            }
+        };
+        let key = (member.identity, request.session);
+        let entry = match self.find_or_begin(&key, &request) {
+            Ok(entry) => entry,
+            Err(reply) => {
+                join::turn_away(&connection, answer, CLOSE_DENIED, &reply).await;
+                return Ok(None);
+            }
+        };
+        join::answer(&mut answer, &JoinReply::Joined { incarnation: entry.incarnation }).await?;
+        Ok(Some(Path { inner: self, key, entry, connection, request }))
+    }
+
+    /// The session that `request` names, begun if it may be; else the reply that turns the path away.
+    fn find_or_begin(self: &Arc<Self>, key: &SessionKey, request: &JoinRequest) -> Result<Entry, JoinReply> {
+        let refused = |reason: &str| JoinReply::Refused { reason: reason.into() };
+        let mut sessions = self.lock();
+        if let Some(entry) = sessions.get(key) {
+            if entry.secret != request.secret || request.incarnation.is_some_and(|incarnation| incarnation != entry.incarnation) {
+                return Err(JoinReply::Unknown);
+            }
+            let paths = entry.handle.path_status();
+            if paths.len() >= PATHS_PER_SESSION {
+                return Err(refused("the session has as many paths as it may have"));
+            }
+            if paths.iter().any(|path| path.path == request.path) {
+                return Err(refused("the session has a path of that number"));
+            }
+            return Ok(entry.clone());
+        }
+        if request.incarnation.is_some() {
+            return Err(JoinReply::Unknown);
+        }
+        if sessions.keys().filter(|(user, _)| *user == key.0).count() >= SESSIONS_PER_USER {
+            return Err(refused("the user has as many sessions as one may have"));
+        }
+        let handle = SessionHandle::new(Side::Reconst, self.policy, Limits::default());
+        let entry = Entry { handle: handle.clone(), secret: request.secret, incarnation: rand::rng().random_range(1..=u64::MAX) };
+        sessions.insert(key.clone(), entry.clone());
+        drop(sessions);
+        tracing::info!(user = %key.0, "session begins");
+        tokio::spawn(self.clone().serve_flows(handle.clone(), key.0.clone()));
+        tokio::spawn(self.clone().end_when_abandoned(handle, key.clone()));
+        Ok(entry)
+    }
+
+    /// Takes the flows of a session until it is closed.
+    async fn serve_flows(self: Arc<Self>, session: SessionHandle, user: Identity) {
+        while let Some(stream) = session.accept().await {
+            let inner = self.clone();
+            let user = user.clone();
+            tokio::spawn(async move {
+                inner.open_flows.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = inner.serve_flow(stream).await {
+                    tracing::debug!(%user, "flow ended: {error:#}");
+                }
+                inner.open_flows.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+
+    /// Carries one flow to its content server and back.
+    async fn serve_flow(&self, mut stream: FlowStream) -> anyhow::Result<()> {
+        let target = tokio::time::timeout(REQUEST_TIME, open::read_request(&mut stream)).await??;
+        let (socket, answer) = match self.egress.connect(&target).await {
+            Ok(socket) => (Some(socket), Ok(())),
+            Err(refusal) => (None, Err(refusal)),
+        };
+        open::write_answer(&mut stream, &answer).await?;
+        let Some(socket) = socket else {
+            read_to_end(&mut stream).await;
+            return Ok(());
+        };
+        let id = stream.id();
+        let carried = pipe(socket, stream).await?;
+        tracing::debug!(%target, %id, up = carried.up, down = carried.down, "flow over");
+        Ok(())
+    }
+
+    /// Ends a session once it has been without paths for [`KEPT_WITHOUT_PATHS`].
+    async fn end_when_abandoned(self: Arc<Self>, session: SessionHandle, key: SessionKey) {
+        let mut count = session.path_count();
+        loop {
+            // The first path joins right after the session begins.
+            let returned =
+                tokio::time::timeout(KEPT_WITHOUT_PATHS, count.wait_for(|count| count.joined > 0 || count.is_closed)).await.is_ok();
+            if !returned || session.is_closed() {
+                break;
+            }
+            let is_gone = count.wait_for(|count| count.joined == 0 || count.is_closed).await.is_err();
+            if is_gone || session.is_closed() {
+                break;
+            }
+        }
+        self.lock().remove(&key);
+        session.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session was without paths for too long");
+        tracing::info!(user = %key.0, "session ends");
+    }
+}
+
+impl Path {
+    async fn run(self, remote: SocketAddr) {
+        let (user, relay, line) = (&self.key.0, &self.request.relay, self.request.line);
+        tracing::info!(%user, %relay, line, %remote, "path up");
+        let ended = self.entry.handle.run_path(self.request.path, self.connection.clone(), self.request.weight_down).await;
+        tracing::info!(%user, %relay, line, %remote, "path ended: {ended}");
+        let _ = self.inner;
+    }
+}
+
+/// Reads a refused flow to its end, so that it ends in order; what it says is of no interest.
+async fn read_to_end(stream: &mut FlowStream) {
+    let mut sink = tokio::io::sink();
+    let _: Result<io::Result<u64>, _> = tokio::time::timeout(REQUEST_TIME, tokio::io::copy(stream, &mut sink)).await;
+}

@@ -1,0 +1,159 @@
+//! The data ports: one QUIC endpoint for each LAN.
+//!
+//! Enters: the LANs of the accounts, now and whenever they change. Leaves: a bound endpoint for each, handed to [`accept`], and the
+//! addresses for the directory to tell. Always holds: a LAN that moves to another port is served there before relays hear of it, and
+//! the paths on the old port go on.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use quinn::{Endpoint, VarInt};
+use shared::{
+    ids::LanId,
+    link::{CLOSE_DENIED, CLOSE_LEAVING, transport::path_transport},
+    service::{Failure, Shutdown, bind_failure},
+};
+use tokio::{sync::watch, time::timeout};
+
+use crate::{
+    accept::{self, Sessions},
+    accounts::{Accounts, registry::Lan},
+    directory::DataAddresses,
+    sockets,
+};
+
+/// The data ports of one `reconst`.
+pub(crate) struct DataPorts {
+    bind: IpAddr,
+    is_ephemeral: bool,
+    config: quinn::ServerConfig,
+    sessions: Sessions,
+    ports: BTreeMap<LanId, DataPort>,
+    /// Ports that LANs have moved away from, while paths are left on them.
+    left: Vec<Endpoint>,
+    addresses: watch::Sender<DataAddresses>,
+}
+
+struct DataPort {
+    wanted: u16,
+    endpoint: Endpoint,
+    address: SocketAddr,
+    /// Ends the taking in of paths on this port alone.
+    accepting: Shutdown,
+}
+
+impl DataPorts {
+    /// No ports yet, to be bound at `bind`: at the LANs' own numbers, or wherever there is room if `is_ephemeral`.
+    pub(crate) fn new(bind: IpAddr, is_ephemeral: bool, crypto: Arc<dyn quinn::crypto::ServerConfig>, sessions: Sessions) -> Self {
+        let mut config = quinn::ServerConfig::with_crypto(crypto);
+        // The larger bound of the two families: on IPv6 the probes of the last 20 bytes fail and MTU discovery settles below.
+        config.transport_config(path_transport(std::net::Ipv4Addr::UNSPECIFIED.into()));
+        config
+            .max_incoming(INCOMING_MAX)
+            .incoming_buffer_size(INCOMING_BYTES)
+            .incoming_buffer_size_total(INCOMING_BYTES * INCOMING_MAX as u64);
+        Self { bind, is_ephemeral, config, sessions, ports: BTreeMap::new(), left: Vec::new(), addresses: watch::Sender::default() }
+    }
+
+    /// Where each LAN is served, now and from now on.
+    pub(crate) fn addresses(&self) -> watch::Receiver<DataAddresses> {
+        self.addresses.subscribe()
+    }
+
+    /// Serves exactly `lans`; those whose port can't be bound are left out, and the last such failure is returned.
+    pub(crate) fn serve(&mut self, lans: &[Lan]) -> Result<(), Failure> {
+        self.left.retain(|endpoint| endpoint.open_connections() > 0);
+        let gone: Vec<LanId> = self.ports.keys().copied().filter(|id| lans.iter().all(|lan| lan.id != *id)).collect();
+        for id in gone {
+            let Some(port) = self.ports.remove(&id) else { continue };
+            port.accepting.request();
+            port.endpoint.close(VarInt::from_u32(CLOSE_DENIED), b"this LAN was removed");
+            tracing::info!(lan = %id, "LAN no longer served");
+        }
+        let mut result = Ok(());
+        for lan in lans {
+            if self.ports.get(&lan.id).is_some_and(|port| port.wanted == lan.data_port) {
+                continue;
+            }
+            match self.open(lan) {
+                Ok(port) => {
+                    tracing::info!(lan = %lan.id, name = %lan.name, address = %port.address, "LAN served");
+                    if let Some(old) = self.ports.insert(lan.id, port) {
+                        old.accepting.request();
+                        self.left.push(old.endpoint);
+                    }
+                }
+                Err(failure) => result = Err(failure),
+            }
+        }
+        let addresses: BTreeMap<_, _> = self.ports.iter().map(|(id, port)| (*id, port.address)).collect();
+        self.addresses.send_if_modified(|known| {
+            let is_new = **known != addresses;
+            *known = Arc::new(addresses);
+            is_new
+        });
+        result
+    }
+
+    /// Serves the LANs of `accounts` as they change, until dropped.
+    pub(crate) async fn follow(&mut self, accounts: &Accounts) {
+        let mut changes = accounts.changes();
+        loop {
+            let problem = match accounts.lans().await {
+                Ok(lans) => self.serve(&lans).err().map(|failure| failure.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(problem) = &problem {
+                tracing::warn!("a LAN is not served: {problem}; it is tried again");
+            }
+            let pause = if problem.is_some() { RETRIED_AFTER } else { Duration::MAX };
+            if let Ok(Err(_)) = timeout(pause, changes.changed()).await {
+                return;
+            }
+        }
+    }
+
+    /// Takes no more paths in.
+    pub(crate) fn stop_accepting(&self) {
+        for port in self.ports.values() {
+            port.accepting.request();
+        }
+    }
+
+    /// Closes all paths and waits, for a moment, until their other ends know.
+    pub(crate) async fn close(self) {
+        let endpoints: Vec<Endpoint> = self.ports.into_values().map(|port| port.endpoint).chain(self.left).collect();
+        for endpoint in &endpoints {
+            endpoint.close(VarInt::from_u32(CLOSE_LEAVING), b"reconst is going away");
+        }
+        for endpoint in endpoints {
+            let _ = timeout(CLOSING_TIME, endpoint.wait_idle()).await;
+        }
+    }
+
+    fn open(&self, lan: &Lan) -> Result<DataPort, Failure> {
+        let wanted = SocketAddr::new(self.bind, if self.is_ephemeral { 0 } else { lan.data_port });
+        let failure = |error| bind_failure(wanted, &format!("LAN {}'s data port at --bind", lan.name), &error);
+        let endpoint = sockets::serve_at(wanted, self.config.clone()).map_err(failure)?;
+        let address = endpoint.local_addr().map_err(failure)?;
+        let accepting = Shutdown::new();
+        tokio::spawn(accept::serve(endpoint.clone(), lan.id, self.sessions.clone(), accepting.clone()));
+        Ok(DataPort { wanted: lan.data_port, endpoint, address, accepting })
+    }
+}
+
+/// Connections that wait to be taken in, at the acceptor's own bound.
+const INCOMING_MAX: usize = 512;
+
+/// Packets that come before a handshake is taken on.
+const INCOMING_BYTES: u64 = 16 * 1024;
+
+/// A port that another program had is tried again.
+const RETRIED_AFTER: Duration = Duration::from_secs(5);
+
+/// For the last packet to go out; it is not waited for that it arrives.
+const CLOSING_TIME: Duration = Duration::from_millis(500);

@@ -1,0 +1,297 @@
+//! The directory: relays log in here and learn where their LAN's paths are served.
+//!
+//! Enters: logins as [`shared::community::login`] words them. Leaves: each relay's LAN's data port, at once and whenever it moves; a
+//! refusal with a reason for who is no relay any more, also in the middle of a login. Always holds: handshakes, logins and logins of
+//! one relay are bounded. What the relay announces is left to the roster.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
+use serde::Serialize;
+use shared::{
+    community::{
+        login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, Placement},
+        member::Role,
+    },
+    ids::LanId,
+    link::tls,
+    service::Shutdown,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+
+use crate::accounts::{Accounts, Denied, Member, MemberId};
+
+/// Where each LAN's paths are served now.
+pub type DataAddresses = Arc<BTreeMap<LanId, SocketAddr>>;
+
+/// The logins that stand; clones share them.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    accounts: Accounts,
+    data_addresses: watch::Receiver<DataAddresses>,
+    logins: Mutex<Logins>,
+}
+
+#[derive(Default, Debug)]
+struct Logins {
+    next: u64,
+    standing: HashMap<u64, (MemberId, LoginReport)>,
+}
+
+/// A login's figures.
+#[derive(Clone, Serialize, Debug)]
+pub struct LoginReport {
+    /// The relay.
+    pub relay: String,
+    /// The LAN.
+    pub lan: LanId,
+    /// The line, numbered within its relay.
+    pub line: u8,
+    /// The address that the line shows.
+    pub remote: SocketAddr,
+}
+
+impl Directory {
+    /// A directory of `data_addresses`, with no logins yet.
+    pub fn new(accounts: Accounts, data_addresses: watch::Receiver<DataAddresses>) -> Self {
+        Self { shared: Arc::new(Shared { accounts, data_addresses, logins: Mutex::default() }) }
+    }
+
+    /// The logins that stand, by LAN and relay.
+    pub fn report(&self) -> Vec<LoginReport> {
+        let mut report: Vec<_> = self.shared.lock().standing.values().map(|(_, report)| report.clone()).collect();
+        report.sort_by(|a, b| (a.lan, &a.relay, a.line).cmp(&(b.lan, &b.relay, b.line)));
+        report
+    }
+
+    /// Takes logins in on `endpoint` until `shutdown`. Those that stand go on until the endpoint is closed.
+    pub async fn serve(self, endpoint: quinn::Endpoint, shutdown: Shutdown) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        loop {
+            let incoming = tokio::select! {
+                incoming = endpoint.accept() => incoming,
+                () = shutdown.draining() => return,
+            };
+            let Some(incoming) = incoming else { return };
+            let is_loaded = handshakes.available_permits() < HANDSHAKES_MAX / 2;
+            if is_loaded && !incoming.remote_address_validated() && incoming.may_retry() {
+                let _ = incoming.retry();
+                continue;
+            }
+            let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else {
+                incoming.refuse();
+                continue;
+            };
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                let remote = incoming.remote_address();
+                let begun = timeout(LOGIN_TIME, shared.begin(incoming)).await.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long")));
+                drop(handshake);
+                let ended = match begun {
+                    Ok(login) => login.keep().await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = ended {
+                    tracing::debug!(%remote, "login over: {error:#}");
+                }
+            });
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Logins> {
+        self.logins.lock().expect("nothing panics under the lock")
+    }
+
+    /// Makes a login of a connection: who it is, and its first message.
+    async fn begin(self: Arc<Self>, incoming: quinn::Incoming) -> anyhow::Result<Login> {
+        let connection = incoming.await?;
+        let remote = connection.remote_address();
+        let certificate = tls::peer_certificate(&connection).context("a login without a certificate")?;
+        let member = match self.accounts.authorise(&certificate, Role::Relay).await {
+            Ok(member) => member,
+            Err(denied) => {
+                tracing::info!(%remote, reason = %denied, "login refused");
+                close_denied(&connection, &denied);
+                bail!("{denied}");
+            }
+        };
+        let (send, mut receive) = connection.accept_bi().await?;
+        let mut frames = Frames::default();
+        let line = loop {
+            match next_message(&mut receive, &mut frames).await {
+                Ok(FromRelay::Login { line, .. }) => break line,
+                Ok(FromRelay::Active(_)) => {}
+                Err(error) => {
+                    close(&connection, CloseCode::Protocol, "that is no login");
+                    return Err(error);
+                }
+            }
+        };
+        let report = LoginReport { relay: member.identity.name.to_string(), lan: member.identity.lan, line, remote };
+        let Some(key) = self.enter(member.id, report) else {
+            close(&connection, CloseCode::Busy, "too many logins stand already");
+            bail!("too many logins");
+        };
+        tracing::info!(relay = %member.identity, line, %remote, "relay logged in");
+        Ok(Login { shared: self, key, member, certificate, connection, send, receive, frames })
+    }
+
+    fn enter(&self, member: MemberId, report: LoginReport) -> Option<u64> {
+        let mut logins = self.lock();
+        let of_this_member = logins.standing.values().filter(|(id, _)| *id == member).count();
+        if logins.standing.len() >= LOGINS_MAX || of_this_member >= LOGINS_PER_RELAY {
+            return None;
+        }
+        let key = logins.next;
+        logins.next += 1;
+        logins.standing.insert(key, (member, report));
+        Some(key)
+    }
+}
+
+/// A relay that is logged in; leaves the list when dropped.
+struct Login {
+    shared: Arc<Shared>,
+    key: u64,
+    member: Member,
+    certificate: rustls::pki_types::CertificateDer<'static>,
+    connection: quinn::Connection,
+    send: SendStream,
+    receive: RecvStream,
+    frames: Frames,
+}
+
+impl Login {
+    async fn keep(mut self) -> anyhow::Result<()> {
+        let mut data_addresses = self.shared.data_addresses.clone();
+        let mut changes = self.shared.accounts.changes();
+        let mut told = None;
+        loop {
+            let address = data_addresses.borrow_and_update().get(&self.member.identity.lan).copied();
+            if address.is_some() && address != told {
+                timeout(SEND_TIME, self.tell(address)).await.context("the relay does not read")??;
+                told = address;
+            }
+            tokio::select! {
+                // What relays announce is for the roster; that they do says no more here than the open connection does.
+                message = next_message(&mut self.receive, &mut self.frames) => drop(message?),
+                changed = data_addresses.changed() => changed.context("reconst stops")?,
+                changed = changes.changed() => {
+                    changed.context("reconst stops")?;
+                    self.check_still_a_member().await?;
+                }
+            }
+        }
+    }
+
+    async fn tell(&mut self, address: Option<SocketAddr>) -> anyhow::Result<()> {
+        let lan = self.member.identity.lan;
+        let placements = address.map(|address| Placement { lan, data: DataAddress::Here(address.port()) });
+        let mut message = Vec::new();
+        FromReconst::Serving(placements.into_iter().collect()).encode(&mut message);
+        Ok(self.send.write_all(&message).await?)
+    }
+
+    async fn check_still_a_member(&self) -> anyhow::Result<()> {
+        match self.shared.accounts.authorise(&self.certificate, Role::Relay).await {
+            Ok(_) | Err(Denied::Unavailable(_)) => Ok(()),
+            Err(denied) => {
+                tracing::info!(relay = %self.member.identity, reason = %denied, "login ended");
+                close_denied(&self.connection, &denied);
+                bail!("{denied}")
+            }
+        }
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        self.shared.lock().standing.remove(&self.key);
+    }
+}
+
+/// The next message that this version knows. Nothing that was read is lost if the future is dropped.
+async fn next_message(receive: &mut RecvStream, frames: &mut Frames) -> anyhow::Result<FromRelay> {
+    let mut bytes = [0; 2048];
+    loop {
+        while let Some(frame) = frames.poll_frame()? {
+            if let Some(message) = FromRelay::decode(&frame)? {
+                return Ok(message);
+            }
+        }
+        let len = receive.read(&mut bytes).await?.context("the relay logged out")?;
+        frames.handle_bytes(&bytes[..len]);
+    }
+}
+
+fn close_denied(connection: &quinn::Connection, denied: &Denied) {
+    let code = if matches!(denied, Denied::Unavailable(_)) { CloseCode::Busy } else { CloseCode::Denied };
+    close(connection, code, &denied.to_string());
+}
+
+fn close(connection: &quinn::Connection, code: CloseCode, reason: &str) {
+    connection.close(VarInt::from_u32(code.code()), reason.as_bytes());
+}
+
+/// The settings of the login port: small, since a login carries a few hundred bytes an hour.
+pub(crate) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>) -> quinn::ServerConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(WINDOW_BYTES))
+        .send_window(WINDOW_BYTES.into())
+        .crypto_buffer_size(CRYPTO_BUFFER_BYTES)
+        .datagram_receive_buffer_size(None)
+        .datagram_send_buffer_size(0);
+    let mut config = quinn::ServerConfig::with_crypto(crypto);
+    config.transport_config(Arc::new(transport)).max_incoming(HANDSHAKES_MAX).incoming_buffer_size(INCOMING_BYTES);
+    config.incoming_buffer_size_total(INCOMING_BYTES * HANDSHAKES_MAX as u64);
+    config
+}
+
+/// Handshakes at a time; beyond half of it a relay must show that its address is its own (RFC 9000 §8.1.2). After a power cut in
+/// town, relays retry.
+const HANDSHAKES_MAX: usize = 256;
+
+/// Logins at a time, 20 KB each or so.
+const LOGINS_MAX: usize = 16_384;
+
+/// A relay's lines, and some whose old connection has not timed out yet.
+const LOGINS_PER_RELAY: usize = 64;
+
+/// For handshake and first message: several round trips of a modem line with some lost.
+const LOGIN_TIME: Duration = Duration::from_secs(15);
+
+/// A relay that does not take a few bytes for this long is cut off: it comes again.
+const SEND_TIME: Duration = Duration::from_secs(30);
+
+/// Twice what a relay waits, so that it is the relay that finds its line down.
+const IDLE_MS: u32 = 30_000;
+
+/// Two frames of the longest.
+const WINDOW_BYTES: u32 = 32 * 1024;
+
+/// A handshake with certificates of Ed25519 is below 2 KB.
+const CRYPTO_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Packets that come before a handshake is taken on.
+const INCOMING_BYTES: u64 = 16 * 1024;

@@ -1,0 +1,116 @@
+//! From flags and file to a [`Config`] that can't hold a bad value.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+use ipnet::IpNet;
+use reconst::Config;
+use serde::Deserialize;
+use shared::service::{Failure, LogFormat, read_config};
+
+/// Flags, and the configuration file under the same names. A flag replaces what the file says.
+#[derive(Args, Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct RunOptions {
+    /// Read these settings from a TOML file
+    #[arg(short = 'c', long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// The directory that `reconst init` made
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The address that relays reach this server at [default: all of them]
+    #[arg(long, value_name = "IP")]
+    bind: Option<IpAddr>,
+    /// A network that users may reach besides the public internet; repeat for more
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    #[serde(default)]
+    egress_allow: Vec<String>,
+    /// Answer `reconst status` here; loopback only
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+    /// How long open flows may go on after SIGTERM, in seconds [default: 20]
+    #[arg(long, value_name = "SECONDS")]
+    drain_time: Option<u64>,
+    /// How the log is written: text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl RunOptions {
+    /// The options with those of the file filled in.
+    pub(crate) fn with_file(self) -> anyhow::Result<Self> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let file: Self = read_config(path)?;
+        Ok(Self {
+            state: self.state.or(file.state),
+            bind: self.bind.or(file.bind),
+            egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
+            admin: self.admin.or(file.admin),
+            drain_time: self.drain_time.or(file.drain_time),
+            log_format: self.log_format.or(file.log_format),
+            config: self.config,
+        })
+    }
+
+    pub(crate) fn log_format(&self) -> Result<LogFormat, Failure> {
+        self.log_format.as_deref().map_or(Ok(LogFormat::default()), str::parse)
+    }
+
+    pub(crate) fn into_config(self) -> Result<Config, Failure> {
+        let state = self.state.ok_or_else(|| Failure::usage("give the state directory with --state DIR, or `state` in the file of -c"))?;
+        let mut config = Config::new(state, self.bind.unwrap_or_else(reconst::any_address));
+        let parse = |text: &String| parsed_network(text).map_err(Failure::config);
+        config.egress_allow = self.egress_allow.iter().map(parse).collect::<Result<_, _>>()?;
+        config.admin = self.admin;
+        if let Some(seconds) = self.drain_time {
+            if seconds > DRAIN_SECONDS_MAX {
+                return Err(Failure::config(format!("the drain time of {seconds} s is above {DRAIN_SECONDS_MAX} s: choose a shorter one")));
+            }
+            config.drain_time = Duration::from_secs(seconds);
+        }
+        Ok(config)
+    }
+}
+
+fn network(text: &str) -> Result<String, String> {
+    parsed_network(text).map(|_| text.into())
+}
+
+fn parsed_network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    network.map(|network| network.trunc()).ok_or_else(|| format!("`{text}` is not a network: write it as in 10.0.0.0/8 or fd00::/8"))
+}
+
+/// A day: who waits longer than that has forgotten the restart.
+const DRAIN_SECONDS_MAX: u64 = 86_400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_what_its_prefix_says_and_an_address_is_one_of_itself() {
+        assert_eq!(parsed_network("10.1.2.3/8"), Ok("10.0.0.0/8".parse().expect("a network")));
+        assert_eq!(parsed_network("10.1.2.3"), Ok("10.1.2.3/32".parse().expect("a network")));
+        assert!(parsed_network("10.0.0.0/33").is_err());
+        assert!(parsed_network("intranet").is_err());
+    }
+
+    #[test]
+    fn a_flag_replaces_what_the_file_says() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let path = scratch.path().join("reconst.toml");
+        std::fs::write(&path, "state = '/srv/a'\nbind = '127.0.0.1'\negress-allow = ['10.0.0.0/8']\n").expect("a file");
+        let options = RunOptions { config: Some(path.clone()), state: Some("/srv/b".into()), ..Default::default() };
+        let config = options.with_file().expect("a valid file").into_config().expect("a valid configuration");
+        assert_eq!((config.state_dir, config.bind), ("/srv/b".into(), IpAddr::from([127, 0, 0, 1])));
+        assert_eq!(config.egress_allow, ["10.0.0.0/8".parse().expect("a network")]);
+        std::fs::write(&path, "sate = '/srv/a'\n").expect("a file");
+        assert!(RunOptions { config: Some(path), ..Default::default() }.with_file().is_err());
+    }
+}

@@ -1,0 +1,203 @@
+//! Starting all the parts, and ending them in order.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use quinn::{Endpoint, VarInt};
+use serde_json::json;
+use shared::{
+    ids::LanId,
+    link::{
+        CLOSE_LEAVING,
+        tls::{LOGIN_ALPN, PATH_ALPN, server_crypto},
+    },
+    service::{Exit, Failure, Shutdown, admin, bind_failure},
+};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+
+use crate::{
+    Config,
+    accept::Sessions,
+    accounts::Accounts,
+    data_ports::DataPorts,
+    directory::{self, DataAddresses, Directory},
+    egress::Egress,
+    provision, sockets,
+    state::StateDir,
+};
+
+/// A `reconst` whose ports are bound and served.
+pub struct Running {
+    accounts: Accounts,
+    sessions: Sessions,
+    directory: Directory,
+    login_endpoint: Endpoint,
+    login_address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    data_addresses: watch::Receiver<DataAddresses>,
+    /// Gives the ports back once it is time to drain.
+    serving_lans: JoinHandle<DataPorts>,
+    following: JoinHandle<()>,
+    drain_time: Duration,
+    shutdown: Shutdown,
+}
+
+/// Starts `reconst`; all its sockets are bound when this returns.
+///
+/// # Errors
+/// If the state can't be used or an address can't be bound.
+pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
+    let state = StateDir::open(&config.state_dir)?;
+    let accounts = Accounts::open(&state.database()).await.map_err(Failure::from)?;
+    provision::renew_server_certificate(&state, &accounts).await?;
+    let (authority, server) = (state.authority_pem()?, state.server_certificate()?);
+    let crypto = |alpn| {
+        server_crypto(&authority, &server.certificate_pem, &server.key_pem, alpn)
+            .map_err(|error| Failure::new(Exit::Data, format!("the certificates in {}: {error}", config.state_dir.display())))
+    };
+
+    let admin = match config.admin {
+        Some(address) => Some(admin::bind(address).await?),
+        None => None,
+    };
+    let admin_address = admin.as_ref().map(|listener| listener.local_addr()).transpose()?;
+    let egress = Egress::new(config.egress_allow, admin_address.into_iter().collect());
+    let sessions = Sessions::new(accounts.clone(), egress, config.scheduler);
+
+    let login_port = match config.login_port_override {
+        Some(port) => port,
+        None => provision::login_port(&accounts).await?,
+    };
+    let login_at = SocketAddr::new(config.bind, login_port);
+    let login_failure = |error| bind_failure(login_at, "--bind", &error);
+    let login_endpoint = sockets::serve_at(login_at, directory::server_config(crypto(LOGIN_ALPN)?)).map_err(login_failure)?;
+    let login_address = login_endpoint.local_addr().map_err(login_failure)?;
+
+    let mut data_ports = DataPorts::new(config.bind, config.has_ephemeral_data_ports, crypto(PATH_ALPN)?, sessions.clone());
+    let lans = accounts.lans().await.map_err(Failure::from)?;
+    data_ports.serve(&lans)?;
+    if lans.is_empty() {
+        tracing::warn!("there is no LAN to serve yet: add one with `reconst lan add NAME --state {}`", config.state_dir.display());
+    }
+    let data_addresses = data_ports.addresses();
+    let directory = Directory::new(accounts.clone(), data_addresses.clone());
+    tracing::info!(login = %login_address, lans = lans.len(), "reconst serves");
+
+    tokio::spawn(directory.clone().serve(login_endpoint.clone(), shutdown.clone()));
+    if let Some(listener) = admin {
+        let (sessions, directory, data_addresses) = (sessions.clone(), directory.clone(), data_addresses.clone());
+        let status = move || status(&sessions, &directory, &data_addresses, login_address);
+        tokio::spawn(admin::serve(listener, status, shutdown.clone()));
+    }
+    let following = tokio::spawn({
+        let accounts = accounts.clone();
+        async move { accounts.follow_changes().await }
+    });
+    let serving_lans = tokio::spawn({
+        let (accounts, shutdown) = (accounts.clone(), shutdown.clone());
+        async move {
+            tokio::select! {
+                () = data_ports.follow(&accounts) => {}
+                () = shutdown.draining() => {}
+            }
+            data_ports.stop_accepting();
+            data_ports
+        }
+    });
+    Ok(Running {
+        accounts,
+        sessions,
+        directory,
+        login_endpoint,
+        login_address,
+        admin_address,
+        data_addresses,
+        serving_lans,
+        following,
+        drain_time: config.drain_time,
+        shutdown,
+    })
+}
+
+impl Running {
+    /// Where relays log in.
+    pub fn login_addr(&self) -> SocketAddr {
+        self.login_address
+    }
+
+    /// Where the paths of `lan` are served, if they are.
+    pub fn data_addr(&self, lan: LanId) -> Option<SocketAddr> {
+        self.data_addresses.borrow().get(&lan).copied()
+    }
+
+    /// Where `status` is answered, if it is.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// The sessions and their figures.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// The relays that are logged in.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// What `reconst status` shows.
+    pub fn status(&self) -> serde_json::Value {
+        status(&self.sessions, &self.directory, &self.data_addresses, self.login_address)
+    }
+
+    /// Waits for the shutdown, lets open flows finish for a while, and ends everything.
+    ///
+    /// # Errors
+    /// If a part of it failed.
+    pub async fn wait(self) -> anyhow::Result<()> {
+        self.shutdown.draining().await;
+        let data_ports = self.serving_lans.await?;
+        tokio::select! {
+            () = flows_are_over(&self.sessions, self.drain_time) => {}
+            () = self.shutdown.stopping() => {}
+        }
+        self.sessions.close("reconst is going away");
+        self.login_endpoint.close(VarInt::from_u32(CLOSE_LEAVING), b"reconst is going away");
+        data_ports.close().await;
+        let _ = timeout(CLOSING_TIME, self.login_endpoint.wait_idle()).await;
+        self.following.abort();
+        self.accounts.close().await;
+        tracing::info!("reconst has stopped");
+        Ok(())
+    }
+}
+
+async fn flows_are_over(sessions: &Sessions, at_most: Duration) {
+    let begun = Instant::now();
+    while sessions.open_flows() > 0 && begun.elapsed() < at_most {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn status(
+    sessions: &Sessions,
+    directory: &Directory,
+    data_addresses: &watch::Receiver<DataAddresses>,
+    login_address: SocketAddr,
+) -> serde_json::Value {
+    json!({
+        "login": login_address,
+        "lans": data_addresses.borrow().iter().map(|(lan, address)| json!({ "lan": lan, "data": address })).collect::<Vec<_>>(),
+        "relays": directory.report(),
+        "sessions": sessions.report(),
+        "open_flows": sessions.open_flows(),
+    })
+}
+
+/// For the last packet to go out; it is not waited for that it arrives.
+const CLOSING_TIME: Duration = Duration::from_millis(500);
+
+/// How often a drain looks whether flows are left.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
