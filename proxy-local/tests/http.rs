@@ -281,7 +281,7 @@ async fn every_refusal_is_a_page_that_says_what_to_do() {
             let head = application.read_head().await;
             assert!(head.starts_with(&format!("HTTP/1.1 {status} ")) && head.contains("text/html"), "{head}");
             let body = application.read_text(length(&head)).await;
-            assert!(body.contains("Refused as asked."), "{body}");
+            assert!(body.contains("refused as asked."), "{body}");
         }
     }
     application.send(format!("GET http://content.test:{}/ HTTP/1.1\r\nHost: x\r\n\r\n", closed_port().await).as_bytes()).await;

@@ -189,3 +189,80 @@ impl fmt::Display for Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn target() -> impl Strategy<Value = Target> {
+        let name = "[a-z0-9_-]{1,63}(\\.[a-z0-9_-]{1,63}){0,2}";
+        let host = prop_oneof![
+            name.prop_filter_map("an address", |name| Host::parse(&name).ok()),
+            any::<[u8; 4]>().prop_map(|ip| Host::Ip(ip.into())),
+            any::<[u8; 16]>().prop_map(|ip| Host::Ip(IpAddr::from(ip).to_canonical())),
+        ];
+        (host, 1..=u16::MAX).prop_map(|(host, port)| Target { host, port })
+    }
+
+    proptest! {
+        #[test]
+        fn a_target_comes_back_from_the_wire_and_from_text(target in target()) {
+            let mut out = Vec::new();
+            target.encode(&mut out);
+            prop_assert_eq!(Target::decode(&mut &out[..]), Ok(target.clone()));
+            prop_assert_eq!(Target::decode(&mut &out[..out.len() - 1]), Err(WireError::Short));
+            prop_assert_eq!(target.to_string().parse(), Ok(target));
+        }
+
+        #[test]
+        fn random_bytes_are_a_valid_target_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(target) = Target::decode(&mut &bytes[..]) {
+                let mut out = Vec::new();
+                target.encode(&mut out);
+                prop_assert_eq!(Target::decode(&mut &out[..]), Ok(target));
+            }
+        }
+    }
+
+    #[test]
+    fn an_ipv4_address_has_one_form() {
+        let plain = Host::parse("10.0.1.1");
+        assert_eq!(Host::parse("::ffff:10.0.1.1"), plain);
+        assert_eq!(Host::parse("[::ffff:a00:101]"), plain);
+        let mapped: [u8; 19] = [6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 1, 1, 0, 80];
+        assert_eq!(Target::decode(&mut &mapped[..]).map(|target| target.host), Ok(plain.expect("an address")));
+    }
+
+    #[test]
+    fn a_name_has_one_form() {
+        assert_eq!(Host::parse("Example.ORG."), Host::parse("example.org"));
+    }
+
+    #[test]
+    fn what_can_not_be_a_host_or_port_is_refused() {
+        let long_label = "a".repeat(64);
+        let long_name = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(63)].join(".");
+        for host in ["", ".", "a..b", ".a", "a b", "a/b", "a@b", "ä.org", "a\0", "[::1", "fe80::1%eth0", &long_label, &long_name] {
+            assert!(Host::parse(host).is_err(), "{host}");
+        }
+        for target in ["example.org", "example.org:0", "example.org:65536", "example.org:", ":80", "example.org:+80x"] {
+            assert!(target.parse::<Target>().is_err(), "{target}");
+        }
+        for bytes in [&[4, 1, 2, 3, 4, 0, 0][..], &[5, 1, 2, 3, 4, 0, 80], &[1, 0, 0, 80], &[1, 2, b'a', b'/', 0, 80]] {
+            assert!(matches!(Target::decode(&mut &bytes[..]), Err(WireError::Value(_))), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_cut_between_characters() {
+        let refusal = Refusal::new(RefusalKind::General, "ä".repeat(200));
+        assert_eq!(refusal.reason.len(), Refusal::REASON_MAX - 1);
+        for code in 0..=u8::MAX {
+            if let Ok(kind) = RefusalKind::try_from(code) {
+                assert_eq!(kind as u8, code);
+            }
+        }
+    }
+}

@@ -27,12 +27,12 @@ use crate::target::Host;
 #[derive(Debug, Error)]
 pub enum FetchError {
     /// Nothing listens there.
-    #[error("nothing answers on {address}: is the program running, with --admin {address}? ({source})")]
+    #[error("nothing answers on {address}: is the program running, with --admin {address}? ({problem})")]
     Connect {
         /// Where it was looked for.
         address: SocketAddr,
         /// What the system says.
-        source: io::Error,
+        problem: io::Error,
     },
     /// Whatever listens there is not this program.
     #[error("{address} does not answer as this program would ({problem}): is --admin right?")]
@@ -101,7 +101,7 @@ where
 pub async fn fetch(address: SocketAddr, path: &str) -> Result<String, FetchError> {
     let answer = |problem: String| FetchError::Answer { address, problem };
     let exchange = async {
-        let stream = TcpStream::connect(address).await.map_err(|source| FetchError::Connect { address, source })?;
+        let stream = TcpStream::connect(address).await.map_err(|problem| FetchError::Connect { address, problem })?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| answer(error.to_string()))?;
         let driver = tokio::spawn(connection);

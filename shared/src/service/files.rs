@@ -29,12 +29,12 @@ pub enum FileError {
         hint: &'static str,
     },
     /// The file can't be read.
-    #[error("can't read {}: {source}", path.display())]
+    #[error("can't read {}: {problem}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        problem: io::Error,
     },
     /// Longer than [`FILE_BYTES_MAX`].
     #[error("{} is longer than {FILE_BYTES_MAX} bytes, so it is not the file that was meant: check the path", path.display())]
@@ -71,12 +71,12 @@ pub enum FileError {
         problem: String,
     },
     /// Not a configuration.
-    #[error("{} is not a valid configuration: {source}", path.display())]
+    #[error("{} is not a valid configuration: {problem}", path.display())]
     Config {
         /// The file.
         path: PathBuf,
         /// What is wrong and on which line.
-        source: toml::de::Error,
+        problem: Box<toml::de::Error>,
     },
 }
 
@@ -85,7 +85,7 @@ impl FileError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Mode { .. } => Exit::Permission,
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
+            Self::Read { problem, .. } if problem.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
             Self::Profile { .. } => Exit::Data,
             Self::Missing { .. } | Self::Read { .. } | Self::Long { .. } | Self::Role { .. } | Self::Config { .. } => Exit::Config,
         }
@@ -123,19 +123,19 @@ pub fn read_secret(path: &Path, hint: &'static str) -> Result<String, FileError>
 /// If the file is missing, can't be read or is not a `T`.
 pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     let text = read(path, open(path, "")?)?;
-    toml::from_str(&text).map_err(|source| FileError::Config { path: path.into(), source })
+    toml::from_str(&text).map_err(|problem| FileError::Config { path: path.into(), problem: Box::new(problem) })
 }
 
 fn open(path: &Path, hint: &'static str) -> Result<File, FileError> {
-    File::open(path).map_err(|source| match source.kind() {
+    File::open(path).map_err(|problem| match problem.kind() {
         io::ErrorKind::NotFound => FileError::Missing { path: path.into(), hint },
-        _ => FileError::Read { path: path.into(), source },
+        _ => FileError::Read { path: path.into(), problem },
     })
 }
 
 fn read(path: &Path, file: File) -> Result<String, FileError> {
     let mut text = String::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|source| FileError::Read { path: path.into(), source })?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|problem| FileError::Read { path: path.into(), problem })?;
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(FileError::Long { path: path.into() });
     }
@@ -147,7 +147,7 @@ fn read(path: &Path, file: File) -> Result<String, FileError> {
 fn check_owner_only(path: &Path, file: &File) -> Result<(), FileError> {
     use std::os::unix::fs::PermissionsExt;
 
-    let mode = file.metadata().map_err(|source| FileError::Read { path: path.into(), source })?.permissions().mode() & 0o7777;
+    let mode = file.metadata().map_err(|problem| FileError::Read { path: path.into(), problem })?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(FileError::Mode { path: path.into(), mode });
     }
@@ -229,6 +229,13 @@ mod tests {
         let path = Scratch::new("\nwieght-up = 3\n", 0o644);
         let error = read_config::<Sample>(&path.0).expect_err("misspelt").to_string();
         assert!(error.contains("wieght-up") && error.contains("line 2") && error.contains("`weight-up`"), "{error}");
+    }
+
+    #[test]
+    fn a_message_says_each_thing_once() {
+        let path = Scratch::new("wieght-up = 3\n", 0o644);
+        let error = anyhow::Error::new(read_config::<Sample>(&path.0).expect_err("misspelt"));
+        assert_eq!(format!("{error:#}").matches("unknown field").count(), 1);
     }
 
     #[test]

@@ -102,7 +102,8 @@ pub(super) fn refusal(headers: &HeaderMap, refusal: &Refusal) -> Response<Body> 
             "Check that this PC is on the LAN and that a neighbour's relay is running (`proxy-local status` lists them), then reload.",
         ),
     };
-    let mut response = explain(headers, status, title, &sentence(&refusal.reason), next);
+    let full_stop = if refusal.reason.ends_with('.') { "" } else { "." };
+    let mut response = explain(headers, status, title, &format!("{}{full_stop}", refusal.reason), next);
     let proxy_status = HeaderValue::from_str(&format!("tributary; error={error}")).expect("the errors above are plain tokens");
     response.headers_mut().insert(PROXY_STATUS, proxy_status);
     if refusal.kind == RefusalKind::NoPath {
@@ -156,12 +157,6 @@ fn explain(headers: &HeaderMap, status: StatusCode, title: &str, what: &str, nex
 
 fn wants_html(headers: &HeaderMap) -> bool {
     headers.get_all(ACCEPT).iter().any(|accept| accept.to_str().is_ok_and(|accept| accept.contains("text/html")))
-}
-
-fn sentence(reason: &str) -> String {
-    let mut characters = reason.chars();
-    let first = characters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-    format!("{first}{}{}", characters.as_str(), if reason.ends_with('.') { "" } else { "." })
 }
 
 fn escape(text: &str) -> String {
