@@ -202,13 +202,12 @@ impl SendBuffer {
         }
     }
 
-    /// Whether the other end may lack any of `piece` and all of it is still here.
-    pub fn is_missing(&self, piece: &Piece) -> bool {
-        let range = piece.range();
-        if range.start < self.base && !range.is_empty() {
-            return false;
-        }
-        (piece.fin && self.fin != Fin::Acked) || !self.acked.gaps(range.start.max(self.base)..range.end).is_empty()
+    /// `piece` without what is no longer here; `None` if the other end has all of it.
+    pub fn missing_part(&self, piece: &Piece) -> Option<Piece> {
+        let Range { start, end } = piece.range();
+        let start = start.max(self.base).min(end);
+        let is_missing = (piece.fin && self.fin != Fin::Acked) || !self.acked.gaps(start..end).is_empty();
+        is_missing.then_some(Piece { offset: start, len: (end - start) as u32, ..*piece })
     }
 
     /// Bytes written and never handed to a path.

@@ -642,7 +642,7 @@ impl Session {
             let Some(chosen) = chosen else { continue };
             if let Some((transmit, pieces)) = self.fill_datagram(now, chosen, class) {
                 if let Some(copy) = copy {
-                    self.send_copy(now, copy, pieces);
+                    self.send_copy(now, copy, &pieces);
                 }
                 return Some(transmit);
             }
@@ -737,46 +737,57 @@ impl Session {
         let others: Vec<PathId> = self.paths.values().filter(|path| path.id != id && path.is_active()).map(|path| path.id).collect();
         for other in others {
             let pieces = self.paths.get_mut(&other).and_then(|path| path.take_late(now, arrival));
-            if let Some(pieces) = pieces
-                && let Some(transmit) = self.send_again(now, id, pieces)
-            {
-                return Some(transmit);
+            let Some(pieces) = pieces else { continue };
+            let (transmit, left) = self.send_again(now, id, &pieces);
+            // Their first path no longer answers for them.
+            self.requeue(&left);
+            if transmit.is_some() {
+                return transmit;
             }
         }
         None
     }
 
-    fn send_copy(&mut self, now: Instant, id: PathId, pieces: Pieces) {
-        if let Some(transmit) = self.send_again(now, id, pieces) {
-            self.outbox.push_back(transmit);
-        }
+    fn send_copy(&mut self, now: Instant, id: PathId, pieces: &Pieces) {
+        let (transmit, _) = self.send_again(now, id, pieces);
+        self.outbox.extend(transmit);
     }
 
-    /// Sends what the other end still lacks of `pieces` on path `id`, as far as one datagram takes it.
-    fn send_again(&mut self, now: Instant, id: PathId, pieces: Pieces) -> Option<Transmit> {
-        let path = self.paths.get(&id)?;
+    /// Sends what the other end still lacks of `pieces` on path `id`, as far as one datagram takes it; gives the rest of them as well.
+    fn send_again(&mut self, now: Instant, id: PathId, pieces: &Pieces) -> (Option<Transmit>, Vec<Piece>) {
+        let mut left = Vec::new();
+        let Some(path) = self.paths.get(&id) else { return (None, pieces.iter().collect()) };
         let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
         let mut sent = Pieces::default();
         let mut bytes = 0;
-        for mut piece in pieces.iter() {
-            let Some(flow) = self.flows.get(&piece.flow) else { continue };
-            let Some(room) = writer.chunk_room(piece.flow, piece.offset, true) else { continue };
-            if flow.aborted.is_some() || !flow.send.is_missing(&piece) {
+        let mut pieces = pieces.iter().peekable();
+        while let Some(piece) = pieces.next() {
+            let Some(flow) = self.flows.get(&piece.flow).filter(|flow| flow.aborted.is_none()) else { continue };
+            let Some(mut piece) = flow.send.missing_part(&piece) else { continue };
+            let fills_datagram = pieces.peek().is_none() && writer.chunk_room(piece.flow, piece.offset, false) == Some(piece.len as usize);
+            let room = writer.chunk_room(piece.flow, piece.offset, !fills_datagram).filter(|room| *room > 0 || piece.len == 0);
+            let Some(room) = room else {
+                left.push(piece);
                 continue;
-            }
+            };
             if piece.len as usize > room {
-                piece.len = room as u32;
-                piece.fin = false;
+                let taken = room as u32;
+                left.push(Piece { offset: piece.offset + u64::from(taken), len: piece.len - taken, ..piece });
+                piece = Piece { len: taken, fin: false, ..piece };
             }
-            writer.put_chunk(piece.flow, piece.offset, piece.fin, piece.len as usize, true, |out| flow.send.copy_into(&piece, out));
+            writer.put_chunk(piece.flow, piece.offset, piece.fin, piece.len as usize, !fills_datagram, |out| {
+                flow.send.copy_into(&piece, out);
+            });
             bytes += u64::from(piece.len);
             sent.push(piece);
         }
         if writer.is_empty() {
-            return None;
+            return (None, left);
         }
-        self.paths.get_mut(&id)?.counters.reinjected_bytes += bytes;
-        Some(self.send_tracked(now, id, writer, sent))
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.counters.reinjected_bytes += bytes;
+        }
+        (Some(self.send_tracked(now, id, writer, sent)), left)
     }
 
     fn send_tracked(&mut self, now: Instant, id: PathId, writer: DatagramWriter, pieces: Pieces) -> Transmit {
