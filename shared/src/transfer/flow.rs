@@ -11,6 +11,7 @@ pub(super) struct Flow {
     pub(super) receive: Reorder,
     /// The credit given beyond what the application has read.
     pub(super) window: u64,
+    credit_given_at: Option<Instant>,
     /// The queue that the flow waits in for a path, if any.
     pub(super) queued: Option<Class>,
     /// Bytes sent since the flow last paused.
@@ -37,6 +38,7 @@ impl Flow {
             send: SendBuffer::new(window),
             receive: Reorder::new(window),
             window,
+            credit_given_at: None,
             queued: None,
             burst_bytes: 0,
             last_sent_at: None,
@@ -77,22 +79,25 @@ impl Flow {
         self.writer_waits = false;
     }
 
-    /// Gives the sender credit for what the application has read, in steps of a quarter window. If the sender uses most of the window
-    /// and the application keeps up, the window doubles within `growth` (bytes left to give); tells by how much it grew.
-    pub(super) fn give_credit(&mut self, max_window: u64, growth: u64) -> u64 {
+    /// Gives the sender credit for what the application has read, in steps of a quarter window. If a quarter lasts less than
+    /// `longest_rtt` and the application keeps up, the window doubles within `growth` (bytes left to give), so that it never holds less than
+    /// some round trips of the flow; tells by how much it grew.
+    pub(super) fn give_credit(&mut self, now: Instant, longest_rtt: Duration, max_window: u64, growth: u64) -> u64 {
+        let step = self.window / 4;
         let consumed = self.receive.consumed();
-        let limit = self.receive.limit();
+        if consumed + self.window < self.receive.limit() + step {
+            return 0;
+        }
+        let is_short = self.credit_given_at.is_some_and(|at| now.saturating_duration_since(at) < longest_rtt);
+        let application_keeps_up = self.receive.ready_bytes() < step;
         let mut grown = 0;
-        let sender_uses_window = self.receive.highest() + self.window / 2 > limit;
-        let application_keeps_up = self.receive.ready_bytes() < self.window / 4;
-        if sender_uses_window && application_keeps_up && self.window < max_window {
+        if is_short && application_keeps_up && self.window < max_window {
             grown = self.window.min(max_window - self.window).min(growth);
             self.window += grown;
         }
-        if consumed + self.window >= limit + self.window / 4 {
-            self.receive.raise_limit(consumed + self.window);
-            self.owes_credit = true;
-        }
+        self.receive.raise_limit(consumed + self.window);
+        self.credit_given_at = Some(now);
+        self.owes_credit = true;
         grown
     }
 }

@@ -129,6 +129,8 @@ pub struct Session {
     side: Side,
     limits: Limits,
     epoch: Instant,
+    /// The latest time that a caller has told.
+    clock: Instant,
     paths: BTreeMap<PathId, Path>,
     flows: BTreeMap<FlowId, Flow>,
     control_in: MessageReader,
@@ -179,6 +181,7 @@ impl Session {
             side,
             limits,
             epoch: now,
+            clock: now,
             paths: BTreeMap::new(),
             flows,
             control_in: MessageReader::default(),
@@ -271,6 +274,7 @@ impl Session {
     /// Takes the next bytes of a flow, at most `max`.
     pub fn read(&mut self, id: FlowId, max: usize) -> Read {
         let growth_left = self.limits.window_growth.saturating_sub(self.grown);
+        let longest_rtt = self.paths.values().map(|path| path.recovery.rtt().smoothed()).max().unwrap_or_default();
         let Some(flow) = self.flows.get_mut(&id) else { return Read::Aborted(AbortCode::Reset) };
         if let Some(code) = flow.aborted {
             return Read::Aborted(code);
@@ -279,7 +283,7 @@ impl Session {
             return if flow.receive.is_consumed() { Read::End } else { Read::Blocked };
         };
         self.counters.read_bytes += bytes.len() as u64;
-        self.grown += flow.give_credit(self.limits.max_window, growth_left);
+        self.grown += flow.give_credit(self.clock, longest_rtt, self.limits.max_window, growth_left);
         if flow.owes_credit {
             self.credit_owed.insert(id);
         }
@@ -310,6 +314,7 @@ impl Session {
     /// # Errors
     /// If the other end broke the rules in a way that the session can't go on.
     pub fn handle_datagram(&mut self, now: Instant, path: PathId, datagram: Bytes) -> Result<(), SessionError> {
+        self.clock = now;
         let len = datagram.len() as u64;
         let (frames, seq) = DatagramReader::new(datagram)?;
         let mut is_taken = true;
