@@ -3,7 +3,7 @@
 mod options;
 mod register;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use shared::{
@@ -66,8 +66,9 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<()> {
     if let Command::Completions { shell } = command {
-        clap_complete::generate(shell, &mut Cli::command(), "reconst", &mut std::io::stdout());
-        return Ok(());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "reconst", &mut script);
+        return Ok(std::io::stdout().write_all(&script)?);
     }
     tokio::runtime::Runtime::new()?.block_on(async {
         match command {
