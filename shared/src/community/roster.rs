@@ -136,7 +136,7 @@ impl Roster {
                 })
             })
             .collect();
-        lines.sort_by(|a, b| a.key().cmp(&b.key()));
+        lines.sort_by_key(RelayLine::key);
         lines.dedup_by(|a, b| a.key() == b.key());
         lines
     }
