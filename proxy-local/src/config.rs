@@ -4,6 +4,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use shared::{
 
 use crate::{
     bypass::{Bypass, Exception},
-    inbound::{Limits, auth::Credentials},
+    inbound::{Limits, Rules, auth::Credentials},
 };
 
 /// All that `proxy-local` needs to know to start.
@@ -34,7 +35,7 @@ pub struct Config {
     /// Where `status` is answered.
     pub admin: Option<Bind>,
     /// The user and password that applications must give.
-    pub credentials: Option<Credentials>,
+    pub credentials: Option<Arc<Credentials>>,
     /// Whether flows to this host and the LAN go direct; `None` sends everything through the session, otherwise with these
     /// destinations beside.
     pub bypass: Option<Vec<Exception>>,
@@ -200,7 +201,7 @@ impl Options {
             relays: self.relay.iter().map(|text| relay(text)).collect::<anyhow::Result<_>>()?,
             scheduler: self.scheduler.unwrap_or_default(),
             admin: Some(admin),
-            credentials,
+            credentials: credentials.map(Arc::new),
             bypass: match self.bypass {
                 Some(Switch::Off) => None,
                 Some(Switch::On) | None => Some(parse_all(&self.bypass_also, "--bypass-also")?),
@@ -230,6 +231,11 @@ impl Config {
             bypass: Some(Vec::new()),
             limits: Limits::default(),
         }
+    }
+
+    /// What this configuration lets applications do.
+    pub fn rules(&self) -> Rules {
+        Rules { credentials: self.credentials.clone(), bypasses_local: self.bypass.is_some() }
     }
 
     /// The bypass that this configuration asks for.

@@ -10,8 +10,11 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
-use shared::service::{self, Shutdown, admin, bind_failure};
-use tokio::{net::TcpListener, task::JoinHandle};
+use shared::service::{Failure, Shutdown, admin, bind_failure};
+use tokio::{
+    net::TcpListener,
+    task::{AbortHandle, JoinHandle},
+};
 
 use inbound::{Front, InboundStatus};
 use outbound::{Outbound, routed::Routed, session::SessionOutbound};
@@ -31,7 +34,9 @@ pub struct Running {
     listen: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     report: Report,
+    reloader: Reloader,
     serving: JoinHandle<()>,
+    answering: Option<AbortHandle>,
     paths: Option<Paths>,
 }
 
@@ -48,6 +53,10 @@ pub struct Status {
     pub problems: Vec<RelayProblem>,
 }
 
+/// Applies a configuration that was read again to a proxy that runs.
+#[derive(Clone)]
+pub struct Reloader(Arc<dyn Fn(Config) -> Result<(), Failure> + Send + Sync>);
+
 /// Makes a [`Status`] whenever it is asked for.
 #[derive(Clone)]
 struct Report(Arc<dyn Fn() -> Status + Send + Sync>);
@@ -58,13 +67,30 @@ impl std::fmt::Debug for Report {
     }
 }
 
+impl std::fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reloader")
+    }
+}
+
+impl Reloader {
+    /// Applies what can change while flows are open: the password, the bypass, and relays that were added. The rest waits
+    /// for a restart.
+    ///
+    /// # Errors
+    /// If `config` listens elsewhere: whether it needs a password was judged for those addresses. Nothing changes then.
+    pub fn apply(&self, config: Config) -> Result<(), Failure> {
+        (self.0)(config)
+    }
+}
+
 /// Binds all sockets and serves until `shutdown`.
 ///
 /// # Errors
 /// If an address can't be bound.
 pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
     let [profile] = &config.profiles[..] else {
-        anyhow::bail!("one profile at a time: start a proxy-local for each LAN, each with its own --listen");
+        return Err(Failure::usage("one profile at a time: start a proxy-local for each LAN, each with its own --listen").into());
     };
     let paths = Paths::new(profile, config.scheduler.into())?;
     for &relay in &config.relays {
@@ -96,7 +122,7 @@ async fn serve<S: Outbound>(config: Config, session: S, paths: Option<Paths>, sh
     let admin = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
 
     let routed = Routed::new(session, config.bypass());
-    let front = Arc::new(Front::new(routed, config.credentials, config.bypass.is_some(), config.limits, shutdown.clone()));
+    let front = Arc::new(Front::new(routed, config.rules(), config.limits, shutdown.clone()));
     let report = {
         let (front, listen, paths) = (Arc::clone(&front), listen.clone(), paths.clone());
         Report(Arc::new(move || Status {
@@ -106,14 +132,18 @@ async fn serve<S: Outbound>(config: Config, session: S, paths: Option<Paths>, sh
             problems: paths.as_ref().map(Paths::problems).unwrap_or_default(),
         }))
     };
-    if let Some(listener) = admin_listener {
+    let answering = admin_listener.map(|listener| {
         let report = report.clone();
         let status = move || serde_json::to_value((report.0)()).expect("a status is plain data");
-        tokio::spawn(admin::serve(listener, status, shutdown));
-    }
+        tokio::spawn(admin::serve(listener, status, shutdown)).abort_handle()
+    });
+    let reloader = {
+        let (front, paths) = (Arc::clone(&front), paths.clone());
+        Reloader(Arc::new(move |new| reload(&front, paths.as_ref(), &config.listen, new)))
+    };
     tracing::info!(?listen, ?admin, "proxy ready");
     let serving = tokio::spawn(inbound::mixed::serve(listeners, front));
-    Ok(Running { listen, admin, report, serving, paths })
+    Ok(Running { listen, admin, report, reloader, serving, answering, paths })
 }
 
 /// Starts, then waits for the end.
@@ -140,12 +170,20 @@ impl Running {
         (self.report.0)()
     }
 
+    /// What applies a configuration that was read again.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
+    }
+
     /// Waits until the proxy was asked to stop and has drained.
     ///
     /// # Errors
     /// If a part of it failed.
     pub async fn wait(self) -> anyhow::Result<()> {
         let served = self.serving.await;
+        if let Some(answering) = &self.answering {
+            answering.abort();
+        }
         if let Some(paths) = &self.paths {
             paths.close();
         }
@@ -158,7 +196,19 @@ impl Running {
     }
 }
 
-async fn listener(bind: Bind, setting: &str) -> Result<Option<TcpListener>, service::Failure> {
+fn reload<S: Outbound>(front: &Front<Routed<S>>, paths: Option<&Paths>, listen: &[Bind], config: Config) -> Result<(), Failure> {
+    if config.listen != listen {
+        return Err(Failure::config("the addresses to listen on changed: restart proxy-local for that"));
+    }
+    front.set_rules(config.rules());
+    front.outbound().set_bypass(config.bypass());
+    if let Some(paths) = paths {
+        config.relays.iter().for_each(|&relay| paths.add_relay(relay, true));
+    }
+    Ok(())
+}
+
+async fn listener(bind: Bind, setting: &str) -> Result<Option<TcpListener>, Failure> {
     match TcpListener::bind(bind.address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if bind.is_required => Err(bind_failure(bind.address, setting, &error)),

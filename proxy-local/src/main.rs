@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use proxy_local::config::Options;
-use shared::service::{Exit, Failure, admin, conclude, init_logging, shutdown_on_signals};
+use proxy_local::{Config, config::Options};
+use shared::service::{Exit, Failure, admin, conclude, init_logging, reload_on_hangup, shutdown_on_signals};
 
 /// Your proxy: loads over all the lines that your neighbours share
 #[derive(Parser)]
@@ -42,10 +42,10 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(options) => {
-            let options = options.with_file()?;
-            init_logging(options.log_format()?);
-            let config = options.into_config()?;
-            runtime()?.block_on(async { proxy_local::run(config, shutdown_on_signals()).await })
+            let merged = options.clone().with_file()?;
+            init_logging(merged.log_format()?);
+            let config = merged.into_config()?;
+            runtime()?.block_on(run(config, options))
         }
         Command::Status(options) => {
             let address = options.with_file()?.admin_address()?;
@@ -67,6 +67,27 @@ fn execute(command: Command) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "proxy-local", &mut std::io::stdout());
             Ok(())
         }
+    }
+}
+
+/// Runs the proxy, and reads `options` and their file again on each hang-up.
+async fn run(config: Config, options: Options) -> anyhow::Result<()> {
+    let mut reloads = reload_on_hangup();
+    let running = proxy_local::start(config, shutdown_on_signals()).await?;
+    let reloader = running.reloader();
+    let reload_on_each_hangup = async {
+        loop {
+            reloads.next().await;
+            let reloaded = options.clone().with_file().and_then(Options::into_config).and_then(|config| Ok(reloader.apply(config)?));
+            match reloaded {
+                Ok(()) => tracing::info!("the configuration was read again"),
+                Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+            }
+        }
+    };
+    tokio::select! {
+        ended = running.wait() => ended,
+        () = reload_on_each_hangup => unreachable!("it never ends"),
     }
 }
 

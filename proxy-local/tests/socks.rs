@@ -2,8 +2,9 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use proxy_local::{Bind, Config, inbound::auth::Credentials};
 use support::{Origin, Proxy, closed_port, within};
 
 #[tokio::test]
@@ -211,4 +212,27 @@ async fn a_stop_resets_what_has_not_finished() {
     application.expect_reset().await;
     server.expect_reset().await;
     within(proxy.running.wait()).await.expect("a clean end");
+}
+
+#[tokio::test]
+async fn a_reload_changes_the_password_and_never_where_it_listens() {
+    let (proxy, origin) = (Proxy::start().await, Origin::new().await);
+    let reload = |listen: u16| {
+        let mut config = Config::new(Vec::new());
+        config.listen = vec![Bind { address: ([127, 0, 0, 1], listen).into(), is_required: true }];
+        config.bypass = None;
+        config.credentials = Credentials::parse("ann:secret").map(Arc::new);
+        proxy.running.reloader().apply(config)
+    };
+    assert!(reload(1).is_err());
+    let (mut open, code) = proxy.socks5("content.test", origin.address.port()).await;
+    assert_eq!(code, 0);
+    let mut server = origin.accept().await;
+
+    reload(0).expect("the address that it was started with");
+    let mut without = proxy.connect().await;
+    without.send(&[5, 1, 0]).await;
+    assert_eq!(without.read_to_end().await, [5, 0xff]);
+    server.send(b"an open flow stays").await;
+    assert_eq!(open.read(18).await, b"an open flow stays");
 }

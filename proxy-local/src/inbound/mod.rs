@@ -6,7 +6,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -58,11 +61,19 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Front<O> {
     outbound: O,
-    credentials: Option<auth::Credentials>,
-    bypasses_local: bool,
+    rules: RwLock<Rules>,
     limits: Limits,
     shutdown: Shutdown,
     counts: Counts,
+}
+
+/// What may change while the program runs.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The user and password that applications must give.
+    pub credentials: Option<Arc<auth::Credentials>>,
+    /// What the PAC file says of local destinations.
+    pub bypasses_local: bool,
 }
 
 #[derive(Default, Debug)]
@@ -84,9 +95,23 @@ pub struct InboundStatus {
 }
 
 impl<O: Outbound> Front<O> {
-    /// The inbound side of a program that opens flows through `outbound`. `bypasses_local` is what the PAC file says.
-    pub fn new(outbound: O, credentials: Option<auth::Credentials>, bypasses_local: bool, limits: Limits, shutdown: Shutdown) -> Self {
-        Self { outbound, credentials, bypasses_local, limits, shutdown, counts: Counts::default() }
+    /// The inbound side of a program that opens flows through `outbound`.
+    pub fn new(outbound: O, rules: Rules, limits: Limits, shutdown: Shutdown) -> Self {
+        Self { outbound, rules: RwLock::new(rules), limits, shutdown, counts: Counts::default() }
+    }
+
+    /// Where the flows go.
+    pub fn outbound(&self) -> &O {
+        &self.outbound
+    }
+
+    /// Sets other rules for requests from now on; open flows stay.
+    pub fn set_rules(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = rules;
+    }
+
+    fn rules(&self) -> Rules {
+        self.rules.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     /// How busy it is.

@@ -24,7 +24,7 @@ pub(super) async fn serve<O: Outbound>(mut tcp: TcpStream, front: &Front<O>) {
         Ok(Err(error)) => return tracing::debug!(%application, %error, "SOCKS4 request"),
         Err(_) => return tracing::debug!(%application, "the SOCKS4 request took too long"),
     };
-    let Some(target) = target.filter(|_| front.credentials.is_none()) else {
+    let Some(target) = target.filter(|_| front.rules().credentials.is_none()) else {
         return refuse(tcp).await;
     };
     let Ok(stream) = front.open(target, application).await else {

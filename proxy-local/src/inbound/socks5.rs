@@ -25,7 +25,8 @@ use crate::outbound::Outbound;
 /// Serves one connection from its greeting to the end of its flow.
 pub(super) async fn serve<O: Outbound>(mut tcp: TcpStream, front: &Front<O>) {
     let Ok(application) = tcp.peer_addr() else { return };
-    let request = match tokio::time::timeout(front.limits.handshake, handshake(&mut tcp, front.credentials.as_ref())).await {
+    let credentials = front.rules().credentials;
+    let request = match tokio::time::timeout(front.limits.handshake, handshake(&mut tcp, credentials.as_deref())).await {
         Ok(Ok(request)) => request,
         Ok(Err(error)) => {
             tracing::debug!(%application, %error, "SOCKS5 handshake");

@@ -87,7 +87,7 @@ impl Proxy {
     }
 
     pub async fn start_with_password() -> Self {
-        Self::start_with(|config| config.credentials = Credentials::parse("ann:secret")).await
+        Self::start_with(|config| config.credentials = Credentials::parse("ann:secret").map(Arc::new)).await
     }
 
     pub async fn connect(&self) -> Peer {

@@ -115,7 +115,7 @@ impl<O: Outbound> Connection<O> {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_for_the_proxy = request.method() != Method::CONNECT && request.uri().authority().is_none();
         if is_for_the_proxy {
-            return page::own(&request, self.listen, self.front.bypasses_local);
+            return page::own(&request, self.listen, self.front.rules().bypasses_local);
         }
         if !self.is_admitted(&request) {
             return page::authentication_required(request.headers());
@@ -127,7 +127,7 @@ impl<O: Outbound> Connection<O> {
     }
 
     fn is_admitted(&self, request: &Request<Incoming>) -> bool {
-        let Some(credentials) = &self.front.credentials else { return true };
+        let Some(credentials) = self.front.rules().credentials else { return true };
         let admitted = || {
             let (scheme, encoded) = request.headers().get(PROXY_AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
             let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
