@@ -5,7 +5,7 @@
 //! instant they come to rest, and no timer that was served stays due. What is sent, by whom and why is left to the driver.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -34,6 +34,10 @@ pub struct World {
     /// Whole ticks after which timers fire; zero for exact ones.
     timer_tick: Duration,
     steps_at_now: u32,
+    /// The last datagrams sent, by whom, if they are kept.
+    recent: VecDeque<(Side, Packet)>,
+    recent_kept: usize,
+    sent_datagrams: u64,
 }
 
 /// One end of the session.
@@ -80,9 +84,6 @@ pub enum Fault {
     /// Work without end in one instant.
     #[error("no rest after {MAX_STEPS} steps in one instant: {0}")]
     Livelock(String),
-    /// A datagram larger than its path takes.
-    #[error("{0:?} made a datagram of {1} bytes where {2} are the most")]
-    TooBig(Side, usize, usize),
 }
 
 /// The bytes that quinn puts around a core's datagram, within UDP.
@@ -112,7 +113,25 @@ impl World {
             lines: Vec::new(),
             timer_tick: Duration::ZERO,
             steps_at_now: 0,
+            recent: VecDeque::new(),
+            recent_kept: 0,
+            sent_datagrams: 0,
         }
+    }
+
+    /// Keeps the last `count` datagrams to be looked at by [`World::recent`].
+    pub fn keep_recent(&mut self, count: usize) {
+        self.recent_kept = count;
+    }
+
+    /// The last datagrams sent and who sent them, oldest first.
+    pub fn recent(&self) -> &VecDeque<(Side, Packet)> {
+        &self.recent
+    }
+
+    /// The datagrams that both ends have sent.
+    pub fn sent_datagrams(&self) -> u64 {
+        self.sent_datagrams
     }
 
     /// Lets timers fire only at whole multiples of `tick`, as those of an operating system do.
@@ -309,6 +328,13 @@ impl World {
             let Some(&line) = self.end_mut(side).line_by_path.get(&transmit.path) else { continue };
             let bytes = transmit.datagram.len();
             let packet = Packet { path: transmit.path, datagram: transmit.datagram };
+            self.sent_datagrams += 1;
+            if self.recent_kept > 0 {
+                if self.recent.len() == self.recent_kept {
+                    self.recent.pop_front();
+                }
+                self.recent.push_back((side, packet.clone()));
+            }
             self.lines[line].way_mut(side).handle_packet(now, bytes + WRAPPING_BYTES, packet);
         }
         Ok(())

@@ -1,0 +1,380 @@
+//! A neighbourhood: content server, `reconst`, emulated lines, a relay on each, and proxies, all on this machine's loopback
+//! and in this process.
+//!
+//! Line N answers at 127.0.N.1 on the ports that `reconst` has on 127.0.0.1, and relay N's profile says that `reconst` is
+//! there, so the programs need no setting of their own to be put behind a line. Relays announce nothing: a proxy is told of
+//! each. Everything that is kept lies in a directory that goes away with the neighbourhood.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use rand::RngExt;
+use shared::{
+    community::{
+        member::Name,
+        profile::Profile,
+        weight::{Weight, Weights},
+    },
+    ids::LanId,
+    service::Shutdown,
+    target::{Host, Target},
+    transfer::schedule::Policy,
+};
+use tempfile::TempDir;
+
+use crate::{
+    content::ContentServer,
+    line::{LineHandle, Lines},
+    load::{Client, Via},
+    program::Program,
+    scene::{Scene, SceneLine, Way},
+};
+
+/// A running neighbourhood; dropping it ends all of it at once.
+pub struct Neighbourhood {
+    scene: Scene,
+    proxy: Proxy,
+    relays: Vec<Relay>,
+    reconst: Program<reconst::Running>,
+    lines: Vec<LineHandle>,
+    _line_thread: Lines,
+    content: ContentServer,
+    registrar: reconst::provision::Registrar,
+    user: Profile,
+    _directory: TempDir,
+}
+
+/// What a neighbourhood is to be like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Its lines.
+    pub scene: Scene,
+    /// Where its first proxy listens; port 0 takes any.
+    pub listen: SocketAddr,
+    /// What the lines' randomness follows from.
+    pub seed: u64,
+    /// How its proxies spread chunks.
+    pub scheduler: proxy_local::config::Scheduler,
+    /// The relays that run from the start. The first proxy knows of all; the others are for [`Neighbourhood::start_relay`].
+    pub relays_at_start: usize,
+}
+
+/// A `proxy-local` of the neighbourhood.
+#[derive(Debug)]
+pub struct Proxy {
+    program: Program<proxy_local::Running>,
+}
+
+/// A `peer-relay` of the neighbourhood, running or not.
+#[derive(Debug)]
+struct Relay {
+    profile: Profile,
+    /// Kept from its first start, so that it comes back where it was.
+    address: SocketAddr,
+    weights: Weights,
+    program: Option<Program<peer_relay::Running>>,
+}
+
+impl Plan {
+    /// All of a scene's lines in use, any port, the default scheduler.
+    pub fn new(scene: Scene) -> Self {
+        let relays_at_start = scene.lines.len();
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self { scene, listen, seed: 1, scheduler: proxy_local::config::Scheduler::default(), relays_at_start }
+    }
+}
+
+impl Neighbourhood {
+    /// Builds a neighbourhood and waits until its proxy has a path over each relay that runs.
+    ///
+    /// # Errors
+    /// If a port is taken, a program does not start, or a path does not come up in time.
+    pub async fn start(plan: Plan) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir().context("no directory for temporary files")?;
+        let line_ips: Vec<IpAddr> = (1..=plan.scene.lines.len()).map(line_ip).collect();
+        let ports = free_ports(&line_ips).context("no free UDP ports for reconst and the lines")?;
+        let content = ContentServer::start((CONTENT_IP, 0).into()).await.context("no port for the content server")?;
+
+        let state = directory.path().join("reconst");
+        let registrar = reconst::provision::Registrar::init(&state, &[Host::Ip(RECONST_IP)], ports.login).await?;
+        let lan = name("elm");
+        registrar.add_lan(&lan, Some(LanId(15)), Some(ports.data)).await?;
+        let user = registrar.add_user(&lan, &name("user1"), &reconst::accounts::Limits::default()).await?;
+        let reconst = start_reconst(&state, content.address().ip(), plan.scheduler.into()).await?;
+
+        let line_thread = Lines::start().context("no thread for the lines")?;
+        let mut lines = Vec::new();
+        let mut relays = Vec::new();
+        for (index, (line, ip)) in plan.scene.lines.iter().zip(line_ips).enumerate() {
+            let handle = line_thread.add(ip, line.up, line.down, plan.seed.wrapping_mul(LINES_SEEDED).wrapping_add(index as u64));
+            for port in [ports.login, ports.data] {
+                let opened = handle.open(SocketAddr::new(RECONST_IP, port));
+                opened.with_context(|| format!("line {} can't use port {port} at {ip}", index + 1))?;
+            }
+            let profile = registrar.add_relay(&lan, &name(&format!("relay{}", index + 1))).await?;
+            let profile = Profile { reconst: vec![Target { host: Host::Ip(ip), port: ports.login }], ..profile };
+            let address = free_relay_address().context("no free UDP port for a relay")?;
+            relays.push(Relay { profile, address, weights: weights(&plan.scene, line), program: None });
+            lines.push(handle);
+        }
+        for relay in relays.iter_mut().take(plan.relays_at_start) {
+            relay.start().await?;
+        }
+        let known: Vec<SocketAddr> = relays.iter().map(|relay| relay.address).collect();
+        let proxy = Proxy::start(&user, plan.listen, &known, plan.scheduler).await?;
+        let neighbourhood = Self {
+            scene: plan.scene,
+            proxy,
+            relays,
+            reconst,
+            lines,
+            _line_thread: line_thread,
+            content,
+            registrar,
+            user,
+            _directory: directory,
+        };
+        neighbourhood.proxy.wait_for_paths(plan.relays_at_start).await?;
+        Ok(neighbourhood)
+    }
+
+    /// The scene that it was built from.
+    pub fn scene(&self) -> &Scene {
+        &self.scene
+    }
+
+    /// The content server.
+    pub fn content(&self) -> &ContentServer {
+        &self.content
+    }
+
+    /// The line of this index.
+    pub fn line(&self, index: usize) -> &LineHandle {
+        &self.lines[index]
+    }
+
+    /// All lines.
+    pub fn lines(&self) -> &[LineHandle] {
+        &self.lines
+    }
+
+    /// The first proxy.
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    /// The members, to add to and remove from.
+    pub fn registrar(&self) -> &reconst::provision::Registrar {
+        &self.registrar
+    }
+
+    /// The first user's profile.
+    pub fn user(&self) -> &Profile {
+        &self.user
+    }
+
+    /// What `reconst` returned when it started.
+    pub fn reconst(&self) -> &reconst::Running {
+        self.reconst.running()
+    }
+
+    /// A client of the content server through the first proxy's SOCKS5.
+    pub fn client(&self) -> Client {
+        self.client_of(Via::Socks5(self.proxy.address()))
+    }
+
+    /// A client of the content server by this way.
+    pub fn client_of(&self, via: Via) -> Client {
+        let content = self.content.address();
+        Client::new(via, Target { host: Host::Ip(content.ip()), port: content.port() })
+    }
+
+    /// Another proxy of `user` over these relays only, on a port of its own. Its paths may not be up yet.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn add_proxy(&self, user: &Profile, relays: &[usize]) -> anyhow::Result<Proxy> {
+        let known: Vec<SocketAddr> = relays.iter().map(|&index| self.relays[index].address).collect();
+        Proxy::start(user, (Ipv4Addr::LOCALHOST, 0).into(), &known, Default::default()).await
+    }
+
+    /// Ends a relay as a power cut does; nothing happens if it does not run.
+    pub fn kill_relay(&mut self, index: usize) {
+        self.relays[index].program = None;
+    }
+
+    /// Starts a relay, again or for the first time, at its address; nothing happens if it runs.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn start_relay(&mut self, index: usize) -> anyhow::Result<()> {
+        self.relays[index].start().await
+    }
+
+    /// Where a relay is or will be.
+    pub fn relay_address(&self, index: usize) -> SocketAddr {
+        self.relays[index].address
+    }
+
+    /// Ends everything as SIGTERM does: proxy, relays, `reconst`.
+    ///
+    /// # Errors
+    /// If a program fails to drain in time.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.proxy.stop().await?;
+        for relay in self.relays {
+            if let Some(program) = relay.program {
+                program.stop(peer_relay::Running::wait).await?;
+            }
+        }
+        self.reconst.stop(reconst::Running::wait).await
+    }
+}
+
+impl Relay {
+    async fn start(&mut self) -> anyhow::Result<()> {
+        if self.program.is_none() {
+            let (profile, address, weights) = (self.profile.clone(), self.address, self.weights);
+            let name = profile.identity.name.to_string();
+            self.program = Some(Program::start(name, move |shutdown| start_relay(profile, address, weights, shutdown)).await?);
+        }
+        Ok(())
+    }
+}
+
+impl Proxy {
+    async fn start(
+        user: &Profile,
+        listen: SocketAddr,
+        relays: &[SocketAddr],
+        scheduler: proxy_local::config::Scheduler,
+    ) -> anyhow::Result<Self> {
+        let config = proxy_local::Config {
+            listen: vec![proxy_local::Bind { address: listen, is_required: true }],
+            relays: relays.to_vec(),
+            discover: false,
+            scheduler,
+            // Everything here is on loopback, which the bypass would reach directly.
+            bypass: None,
+            ..proxy_local::Config::new(vec![user.clone()])
+        };
+        let program = Program::start("proxy-local", move |shutdown| proxy_local::start(config, shutdown)).await?;
+        Ok(Self { program })
+    }
+
+    /// Where applications find it.
+    pub fn address(&self) -> SocketAddr {
+        self.program.running().listen_addresses()[0]
+    }
+
+    /// The paths in service.
+    pub fn active_paths(&self) -> usize {
+        self.status().paths.iter().filter(|path| path.state == "active").count()
+    }
+
+    /// What the proxy does now.
+    pub fn status(&self) -> proxy_local::Status {
+        self.program.running().status()
+    }
+
+    /// Waits until so many paths are in service.
+    ///
+    /// # Errors
+    /// If they are not within [`PATHS_TIME`].
+    pub async fn wait_for_paths(&self, count: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATHS_TIME;
+        while self.active_paths() < count {
+            anyhow::ensure!(Instant::now() < deadline, "{} of {count} paths came up: {:?}", self.active_paths(), self.status());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Asks it to drain, and waits.
+    ///
+    /// # Errors
+    /// If it fails to drain in time.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.program.stop(proxy_local::Running::wait).await
+    }
+}
+
+/// The ports that `reconst` takes, free on its own address and on each line's.
+struct Ports {
+    login: u16,
+    data: u16,
+}
+
+/// Looks for two ports below those that systems give out of themselves, so that no other socket takes one in between.
+fn free_ports(line_ips: &[IpAddr]) -> Option<Ports> {
+    let is_free = |port: u16| line_ips.iter().chain([&RECONST_IP]).all(|&ip| UdpSocket::bind((ip, port)).is_ok());
+    let mut random = rand::rng();
+    let mut candidates = (0..PORT_TRIES).map(|_| random.random_range(PORTS)).filter(|&port| is_free(port));
+    let login = candidates.next()?;
+    let data = candidates.find(|&port| port != login)?;
+    Some(Ports { login, data })
+}
+
+fn free_relay_address() -> Option<SocketAddr> {
+    let mut random = rand::rng();
+    let mut addresses = (0..PORT_TRIES).map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, random.random_range(PORTS))));
+    addresses.find(|address| UdpSocket::bind(address).is_ok())
+}
+
+fn line_ip(number: usize) -> IpAddr {
+    Ipv4Addr::new(127, 0, u8::try_from(number).expect("a scene has at most 64 lines"), 1).into()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("names here are of letters and digits")
+}
+
+const RECONST_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Not `reconst`'s own address, to which it dials no flow.
+const CONTENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));
+/// Below Linux's range of ephemeral ports, which begins at 32768.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+const PORT_TRIES: usize = 200;
+/// Far more than the handshakes over the slowest line take.
+const PATHS_TIME: Duration = Duration::from_secs(30);
+/// Nobody waits for a neighbourhood's open flows.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// Fine enough that rates of 50:1 are told apart.
+const WEIGHT_OF_BEST: f64 = 100.0;
+/// Spreads seeds so that neighbourhoods of neighbouring seeds share no line's.
+const LINES_SEEDED: u64 = 1_000;
+
+/// A `reconst` that reaches this content server beside what it always does.
+async fn start_reconst(state: &Path, content: IpAddr, scheduler: Policy) -> anyhow::Result<Program<reconst::Running>> {
+    let mut config = reconst::Config::new(state, RECONST_IP);
+    config.egress_allow = vec![IpNet::from(content)];
+    config.scheduler = scheduler;
+    config.drain_time = DRAIN_TIME;
+    Program::start("reconst", move |shutdown| reconst::start(config, shutdown)).await
+}
+
+/// A relay of one line of these weights at `address`, which tells nobody that it is there.
+async fn start_relay(profile: Profile, address: SocketAddr, weights: Weights, shutdown: Shutdown) -> anyhow::Result<peer_relay::Running> {
+    let mut config = peer_relay::Config::new(profile);
+    config.announce.multicast = false;
+    for line in &mut config.lines {
+        line.lan_bind = Some(address);
+        line.weights = weights;
+    }
+    peer_relay::start(config, shutdown).await
+}
+
+/// The weights of a line among those of its scene.
+fn weights(scene: &Scene, line: &SceneLine) -> Weights {
+    let weight = |way| {
+        let best = scene.lines[scene.best_line(way)].conditions(way).rate.bits_per_second as f64;
+        let part = line.conditions(way).rate.bits_per_second as f64 / best;
+        Weight::new((part * WEIGHT_OF_BEST).round() as u16).unwrap_or(Weight::ONE)
+    };
+    Weights { up: weight(Way::Up), down: weight(Way::Down) }
+}
