@@ -94,3 +94,32 @@ fn scaled(text: &str, suffixes: &[(&str, f64)]) -> Option<u64> {
     let value = number.parse::<f64>().ok()? * factor;
     (value >= 1.0 && value < i64::MAX as f64).then_some(value.round() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_decimal_bits_per_second() {
+        for (text, bits_per_second) in [("1", 1), ("512k", 512_000), ("512K", 512_000), ("20M", 20_000_000), ("1.5G", 1_500_000_000)] {
+            assert_eq!(text.parse(), Ok(Rate { bits_per_second }), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes_decimal_or_binary() {
+        for (text, bytes) in [("7", 7), ("7B", 7), ("64KiB", 65_536), ("500MB", 500_000_000), ("100GB", 100_000_000_000), ("1TiB", 1 << 40)] {
+            assert_eq!(text.parse(), Ok(Size { bytes }), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_is_refused() {
+        for text in ["", "0", "-1", ".", "k", "1 M", "1e3", "1.2.3k", "20Mbit", "99999999999G", "inf", "NaN"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        assert!("64KiB".parse::<Rate>().is_err());
+        assert!("20M".parse::<Size>().is_err());
+    }
+}

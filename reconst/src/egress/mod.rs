@@ -1,7 +1,7 @@
 //! The way out: from a flow's target to a socket at the content server.
 //!
 //! Enters: a [`Target`]. Leaves: a connected socket, or a [`Refusal`] that the application is told. Always holds: a name is resolved
-//! once and a socket goes to an address that [`policy`] has passed, so that no answer of a name server given later can redirect it; the
+//! once and a socket goes to an address that the policy has passed, so that no answer of a name server given later can redirect it; the
 //! time and the number of lookups and attempts are bounded. Carrying bytes is left to the flow's driver.
 
 mod own;

@@ -147,7 +147,9 @@ mod tests {
 
     #[test]
     fn names_that_no_member_has_are_refused() {
-        for name in ["reconst.tributary.internal", "a.user.lan015.tributary.internal", "a.b.user.lan1.tributary.internal", "a.user.lan1", ""] {
+        for name in
+            ["reconst.tributary.internal", "a.user.lan015.tributary.internal", "a.b.user.lan1.tributary.internal", "a.user.lan1", ""]
+        {
             assert!(Identity::from_dns_name(name).is_err(), "{name}");
         }
         for name in ["", "-a", "a-", "Ann", "a.b", "ä"] {

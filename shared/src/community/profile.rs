@@ -94,6 +94,10 @@ impl Profile {
 
 impl fmt::Debug for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Profile").field("identity", &self.identity).field("reconst", &self.reconst).field("key_pem", &"***").finish_non_exhaustive()
+        f.debug_struct("Profile")
+            .field("identity", &self.identity)
+            .field("reconst", &self.reconst)
+            .field("key_pem", &"***")
+            .finish_non_exhaustive()
     }
 }
