@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Which end of a session this is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Side {
     /// `proxy-local`: opens flows and paths.
     Proxy,
@@ -162,8 +162,10 @@ const CONTROL_AHEAD: u64 = 4 << 10;
 /// Room in a datagram below which no further chunk is put into it.
 const WORTHWHILE_ROOM: usize = 64;
 
-/// Gaps in the numbers of closed flows, per flow that may be open: honest numbers have one a flow.
+/// Gaps in the numbers of closed flows, per flow that may be open: honest numbers have one a flow. And at least, since the other end may
+/// open more flows than this one takes.
 const CLOSED_GAPS_PER_FLOW: usize = 2;
+const CLOSED_GAPS_MIN: usize = 8192;
 
 /// Bytes that a flow takes from the application ahead of what is sent.
 const UNSENT: (u64, u64) = (256 << 10, 4 << 20);
@@ -444,7 +446,7 @@ impl Session {
         if self.side == Side::Proxy || self.closed.contains(id.0) {
             return Ok(false);
         }
-        if self.closed.len() > self.limits.flows * CLOSED_GAPS_PER_FLOW {
+        if self.closed.len() > self.closed_gaps_limit() {
             return Err(SessionError::FlowNumbers);
         }
         if self.flows.len() > self.limits.flows {
@@ -456,6 +458,10 @@ impl Session {
         self.counters.flows += 1;
         self.events.push_back(Event::Opened(id));
         Ok(true)
+    }
+
+    fn closed_gaps_limit(&self) -> usize {
+        (self.limits.flows * CLOSED_GAPS_PER_FLOW).max(CLOSED_GAPS_MIN)
     }
 
     fn read_control(&mut self) -> Result<(), SessionError> {
@@ -479,7 +485,7 @@ impl Session {
                 Message::Abort { flow, code } => {
                     if self.flows.contains_key(&flow) {
                         self.abort_flow(flow, code);
-                    } else if self.side == Side::Reconst && self.closed.len() <= self.limits.flows * CLOSED_GAPS_PER_FLOW {
+                    } else if self.side == Side::Reconst && self.closed.len() <= self.closed_gaps_limit() {
                         self.closed.insert(flow.0..flow.0 + 1);
                     }
                 }
