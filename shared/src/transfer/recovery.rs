@@ -175,8 +175,12 @@ impl Recovery {
         if largest >= self.next_seq() {
             return outcome;
         }
-        if largest.0 >= self.first && self.largest_acked.is_none_or(|acked| acked < largest.0) {
-            let sent = &self.sent[(largest.0 - self.first) as usize];
+        // What was given up too early counts as well, or the measure that made it too early would never change.
+        let sent = match largest.0.checked_sub(self.first) {
+            Some(place) => self.sent.get(place as usize),
+            None => self.late_by_seq.get(&largest.0),
+        };
+        if let Some(sent) = sent.filter(|_| self.largest_acked.is_none_or(|acked| acked < largest.0)) {
             outcome.largest_sent_at = Some(sent.at);
             let elapsed = now.saturating_duration_since(sent.at);
             let held_back = Duration::from_micros(ack.delay_us);
