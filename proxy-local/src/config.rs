@@ -12,7 +12,8 @@ use anyhow::Context;
 use serde::Deserialize;
 use shared::{
     community::{member::Role, profile::Profile},
-    service::{Failure, LogFormat, read_config, read_profile, read_secret},
+    link::tls::{MemberVerifier, Signer},
+    service::{Exit, Failure, LogFormat, read_config, read_profile, read_secret},
     transfer::schedule::Policy,
 };
 
@@ -188,7 +189,7 @@ impl Options {
         if self.profile.is_empty() {
             return Err(Failure::usage("no profile: give the one you got from whoever runs `reconst` with --profile FILE").into());
         }
-        let profiles = self.profile.iter().map(|path| read_profile(path, Role::User, "proxy-local")).collect::<Result<_, _>>()?;
+        let profiles = self.profile.iter().map(|path| usable_profile(path)).collect::<anyhow::Result<_>>()?;
         let limits = Limits {
             connections: at_least_one(self.max_connections.unwrap_or(Limits::default().connections))?,
             drain: self.drain_seconds.map_or(Limits::default().drain, Duration::from_secs),
@@ -262,6 +263,17 @@ fn refuse_open_proxy(listen: &[Bind]) -> anyhow::Result<()> {
     }
 }
 
+/// Looks at the keys too, so that `check` finds what `run` would fail on.
+fn usable_profile(path: &Path) -> anyhow::Result<Profile> {
+    let profile = read_profile(path, Role::User, "proxy-local")?;
+    let keys = Signer::from_profile(&profile).and_then(|_| MemberVerifier::new(&profile.authority_pem));
+    keys.map_err(|error| {
+        let message = format!("{} can't be used: {error}; ask whoever runs `reconst` for a new one", path.display());
+        Failure::new(Exit::Data, message)
+    })?;
+    Ok(profile)
+}
+
 fn read_credentials(path: &Path) -> anyhow::Result<Credentials> {
     let text = read_secret(path, "; write one line `user:password` into it")?;
     Credentials::parse(text.trim_end_matches(['\r', '\n'])).ok_or_else(|| {
@@ -316,8 +328,6 @@ const CONNECTIONS_MAX: usize = 65_535;
 
 #[cfg(test)]
 mod tests {
-    use shared::service::Exit;
-
     use super::*;
 
     #[test]
