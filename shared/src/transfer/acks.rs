@@ -26,11 +26,14 @@ const ACK_EVERY: u32 = 16;
 /// Ranges remembered: what acknowledgements hold, and as many again for datagrams that arrive late.
 const MAX_RANGES: usize = 2 * MAX_ACK_RANGES;
 
+/// The longest that an acknowledgement is held back (RFC 9000 §18.2).
+pub const MAX_DELAY: Duration = Duration::from_millis(25);
+
 /// How long a path of the given round-trip time holds an acknowledgement back: a quarter of it, from 1 to 25 ms.
 ///
 /// Both ends reckon it from their own measure of the same path.
 pub fn max_delay(smoothed_rtt: Duration) -> Duration {
-    (smoothed_rtt / 4).clamp(Duration::from_millis(1), Duration::from_millis(25))
+    (smoothed_rtt / 4).clamp(Duration::from_millis(1), MAX_DELAY)
 }
 
 impl Acks {

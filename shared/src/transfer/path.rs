@@ -165,7 +165,7 @@ impl Path {
     pub(super) fn take_late(&mut self, now: Instant, ahead: Duration) -> Option<Pieces> {
         let rtt = self.recovery.rtt().smoothed();
         let margin = (rtt / 4).max(LATE_MARGIN);
-        let acknowledged_after = rtt / 2 + super::acks::max_delay(rtt) + margin;
+        let acknowledged_after = rtt / 2 + self.recovery.ack_delay() + margin;
         self.recovery.reinject(|sent| now > sent.due + acknowledged_after || sent.due > now + ahead + margin)
     }
 

@@ -28,6 +28,8 @@ pub struct Recovery {
     /// When the earliest datagram before the largest acknowledged one counts as lost.
     loss_at: Option<Instant>,
     rtt: Rtt,
+    /// How long the other end held acknowledgements back lately, at most. It goes by its own measure of the path, which may be another.
+    held_back: Duration,
 }
 
 /// A tracked datagram.
@@ -151,6 +153,7 @@ impl Recovery {
             progress_at: None,
             loss_at: None,
             rtt: Rtt::new(rtt_guess),
+            held_back: Duration::ZERO,
         }
     }
 
@@ -184,6 +187,7 @@ impl Recovery {
             outcome.largest_sent_at = Some(sent.at);
             let elapsed = now.saturating_duration_since(sent.at);
             let held_back = Duration::from_micros(ack.delay_us);
+            self.held_back = held_back.min(super::acks::MAX_DELAY).max(self.held_back * 7 / 8);
             self.rtt.update(elapsed.checked_sub(held_back).unwrap_or(elapsed));
         }
         for range in &ack.ranges {
@@ -260,8 +264,12 @@ impl Recovery {
 
     /// The time without a sign after which a path is suspect.
     pub fn probe_timeout(&self) -> Duration {
-        let delay = super::acks::max_delay(self.rtt.smoothed);
-        self.rtt.smoothed + (self.rtt.variation * 4).max(PROBE_MARGIN) + delay
+        self.rtt.smoothed + (self.rtt.variation * 4).max(PROBE_MARGIN) + self.ack_delay()
+    }
+
+    /// How long the other end may hold an acknowledgement back.
+    pub fn ack_delay(&self) -> Duration {
+        super::acks::max_delay(self.rtt.smoothed).max(self.held_back)
     }
 
     fn settle_acked(&mut self, range: &Range<u64>, outcome: &mut AckOutcome) {
