@@ -383,7 +383,8 @@ impl DelayFilter {
 
     /// The least queue of the last few samples, in seconds.
     fn recent(&self) -> f64 {
-        self.recent.iter().min().map_or(0.0, |&delay_us| (delay_us - self.least()) as f64 / 1e6)
+        // A sample may be older than the spans that count, and less than the least of them.
+        self.recent.iter().min().map_or(0.0, |&delay_us| (delay_us - self.least()).max(0) as f64 / 1e6)
     }
 
     fn is_full(&self) -> bool {
