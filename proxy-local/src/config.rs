@@ -31,6 +31,8 @@ pub struct Config {
     pub listen: Vec<Bind>,
     /// Relays to use beside those that are found by announcement.
     pub relays: Vec<SocketAddr>,
+    /// Whether announcements of relays are listened for.
+    pub discover: bool,
     /// How chunks are spread over paths.
     pub scheduler: Scheduler,
     /// Where `status` is answered.
@@ -96,6 +98,9 @@ pub struct Options {
     /// Relay to use beside those found by announcement
     #[arg(long, value_name = "IP:PORT")]
     relay: Vec<String>,
+    /// Whether to use relays that announce themselves on the LAN [default: on]
+    #[arg(long, value_enum)]
+    discover: Option<Switch>,
     /// How chunks are spread over the lines [default: adaptive]
     #[arg(long, value_enum)]
     scheduler: Option<Scheduler>,
@@ -148,6 +153,7 @@ impl Options {
             profile: either(self.profile, file.profile),
             listen: either(self.listen, file.listen),
             relay: either(self.relay, file.relay),
+            discover: self.discover.or(file.discover),
             scheduler: self.scheduler.or(file.scheduler),
             admin: self.admin.or(file.admin),
             credentials: self.credentials.or(file.credentials),
@@ -200,6 +206,7 @@ impl Options {
             profiles,
             listen,
             relays: self.relay.iter().map(|text| relay(text)).collect::<anyhow::Result<_>>()?,
+            discover: !matches!(self.discover, Some(Switch::Off)),
             scheduler: self.scheduler.unwrap_or_default(),
             admin: Some(admin),
             credentials: credentials.map(Arc::new),
@@ -226,6 +233,7 @@ impl Config {
             profiles,
             listen: default_listen(),
             relays: Vec::new(),
+            discover: true,
             scheduler: Scheduler::default(),
             admin: None,
             credentials: None,

@@ -10,18 +10,24 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
-use shared::service::{Failure, Shutdown, admin, bind_failure};
+use shared::{
+    community::profile::Profile,
+    link::tls::MemberVerifier,
+    service::{Failure, Shutdown, admin, bind_failure},
+};
 use tokio::{
     net::TcpListener,
     task::{AbortHandle, JoinHandle},
 };
 
+use discovery::{Discovery, DiscoveryConfig};
 use inbound::{Front, InboundStatus};
 use outbound::{Outbound, routed::Routed, session::SessionOutbound};
 use paths::{PathReport, Paths, RelayProblem};
 
 pub mod bypass;
 pub mod config;
+pub mod discovery;
 pub mod inbound;
 pub mod outbound;
 pub mod paths;
@@ -95,6 +101,9 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let paths = Paths::new(profile, config.scheduler.into())?;
     for &relay in &config.relays {
         paths.add_relay(relay, true);
+    }
+    if config.discover {
+        listen_for_relays(profile, &paths, &shutdown)?;
     }
     let session = SessionOutbound::new(paths.clone());
     serve(config, session, Some(paths), shutdown).await
@@ -194,6 +203,16 @@ impl Running {
     pub fn paths(&self) -> Option<&Paths> {
         self.paths.as_ref()
     }
+}
+
+/// Has `paths` use the relays that announce themselves, until the proxy drains.
+fn listen_for_relays(profile: &Profile, paths: &Paths, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let verifier = MemberVerifier::new(&profile.authority_pem)?;
+    match Discovery::start(DiscoveryConfig::new(profile.identity.lan), verifier) {
+        Ok(discovery) => discovery.feed(paths.clone(), shutdown.clone()),
+        Err(error) => tracing::warn!(%error, "relays that announce themselves are not found: name them with --relay"),
+    }
+    Ok(())
 }
 
 fn reload<S: Outbound>(front: &Front<Routed<S>>, paths: Option<&Paths>, listen: &[Bind], config: Config) -> Result<(), Failure> {
