@@ -715,17 +715,9 @@ impl Session {
             flow.queued = None;
             let offset = flow.send.next_offset();
             let whole = writer.chunk_room(flow_id, offset, false).unwrap_or(0);
-            let fills_datagram = flow.send.ready() >= whole as u64;
-            let room = if fills_datagram { whole } else { writer.chunk_room(flow_id, offset, true).unwrap_or(0) };
-            if let Some(piece) = flow.send.cut(flow_id, room) {
-                // A lost range may be shorter than the room; then the length tells where it ends.
-                let length_given = piece.len as usize != whole;
-                let room = writer.chunk_room(flow_id, offset, length_given).unwrap_or(0);
-                if piece.len as usize > room {
-                    flow.send.on_lost(&piece);
-                    self.enqueue(flow_id);
-                    break;
-                }
+            if let Some(piece) = flow.send.cut(flow_id, whole) {
+                // The last chunk of a datagram needs no length.
+                let length_given = whole - piece.len as usize > WORTHWHILE_ROOM;
                 writer
                     .put_chunk(flow_id, piece.offset, piece.fin, piece.len as usize, length_given, |out| flow.send.copy_into(&piece, out));
                 flow.on_sent(now, u64::from(piece.len));
@@ -775,8 +767,8 @@ impl Session {
         while let Some(piece) = pieces.next() {
             let Some(flow) = self.flows.get(&piece.flow).filter(|flow| flow.aborted.is_none()) else { continue };
             let Some(mut piece) = flow.send.missing_part(&piece) else { continue };
-            let fills_datagram = pieces.peek().is_none() && writer.chunk_room(piece.flow, piece.offset, false) == Some(piece.len as usize);
-            let room = writer.chunk_room(piece.flow, piece.offset, !fills_datagram).filter(|room| *room > 0 || piece.len == 0);
+            let length_given = pieces.peek().is_some();
+            let room = writer.chunk_room(piece.flow, piece.offset, length_given).filter(|room| *room > 0 || piece.len == 0);
             let Some(room) = room else {
                 left.push(piece);
                 continue;
@@ -786,7 +778,7 @@ impl Session {
                 left.push(Piece { offset: piece.offset + u64::from(taken), len: piece.len - taken, ..piece });
                 piece = Piece { len: taken, fin: false, ..piece };
             }
-            writer.put_chunk(piece.flow, piece.offset, piece.fin, piece.len as usize, !fills_datagram, |out| {
+            writer.put_chunk(piece.flow, piece.offset, piece.fin, piece.len as usize, length_given, |out| {
                 flow.send.copy_into(&piece, out);
             });
             bytes += u64::from(piece.len);
