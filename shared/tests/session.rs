@@ -152,7 +152,7 @@ impl Credentials {
 }
 
 fn sample(len: usize) -> Vec<u8> {
-    (0..len).map(|place| (place * 2_654_435_761 >> 13) as u8).collect()
+    (0..len).map(|place| ((place * 2_654_435_761) >> 13) as u8).collect()
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {

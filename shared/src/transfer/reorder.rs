@@ -230,7 +230,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_order_the_bytes_come_out_as_they_went_in(len in 1usize..5000, cuts in prop::collection::vec((any::<prop::sample::Index>(), 1usize..900), 1..60)) {
-            let whole: Bytes = (0..len).map(|place| (place * 7 >> 2) as u8).collect::<Vec<_>>().into();
+            let whole: Bytes = (0..len).map(|place| ((place * 7) >> 2) as u8).collect::<Vec<_>>().into();
             let mut reorder = Reorder::new(len as u64);
             let mut out = Vec::new();
             let sequential = (0..len).step_by(600).map(|start| (start, 600));

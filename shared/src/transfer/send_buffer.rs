@@ -333,6 +333,6 @@ mod tests {
     }
 
     fn sample(len: usize) -> Vec<u8> {
-        (0..len).map(|place| (place * 31 >> 3) as u8).collect()
+        (0..len).map(|place| ((place * 31) >> 3) as u8).collect()
     }
 }
