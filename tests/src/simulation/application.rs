@@ -127,7 +127,10 @@ impl Application {
                 Read::End => {
                     self.has_ended = true;
                     if self.expected_bytes.is_some_and(|expected| expected != self.read) {
-                        return Err(format!("{} ended at {:?} after {} of {:?} bytes", self.flow, self.side, self.read, self.expected_bytes));
+                        return Err(format!(
+                            "{} ended at {:?} after {} of {:?} bytes",
+                            self.flow, self.side, self.read, self.expected_bytes
+                        ));
                     }
                 }
                 Read::Aborted(code) => self.state = State::Aborted(code),

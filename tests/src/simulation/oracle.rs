@@ -24,7 +24,7 @@ use super::{
     script::{Act, ApplicationPlan, Malice, Script},
     world::{Fault, Occurrence, SIDES, World, other},
 };
-use crate::line::Conditions;
+use crate::line::{Conditions, Loss};
 
 /// What a script came to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -223,16 +223,17 @@ impl<'a> Play<'a> {
         for line in 0..self.script.lines.len() {
             for side in SIDES {
                 let conditions = self.world.conditions(line, side);
-                let mut loss = conditions.loss;
-                loss.fraction = loss.fraction.min(CALM_LOSS);
+                // A burst is counted in packets: on a path that only gets probes, a long one lasts for minutes.
+                let Loss { fraction, burst_packets } = conditions.loss;
+                let loss = Loss { fraction: fraction.min(CALM_LOSS), burst_packets: burst_packets.min(CALM_BURST) };
                 self.world.set_conditions(line, side, Conditions { is_out: false, loss, ..conditions });
                 self.world.learn_max_datagram(side, line);
             }
             for side in SIDES {
-                let alone: Vec<PathId> = self.world.paths(side).iter().filter(|(_, of)| **of == line).map(|(path, _)| *path).collect();
-                for path in alone.into_iter().filter(|path| !self.world.paths(other(side)).contains_key(path)) {
-                    self.world.leave(side, path);
-                }
+                let across = self.world.paths(other(side));
+                let known_here_alone = |(path, of): (&PathId, &usize)| (*of == line && !across.contains_key(path)).then_some(*path);
+                let alone: Vec<PathId> = self.world.paths(side).iter().filter_map(known_here_alone).collect();
+                alone.into_iter().for_each(|path| self.world.leave(side, path));
             }
             if self.newest_path(line, Side::Proxy).is_none() {
                 self.join(line, Duration::ZERO);
@@ -387,7 +388,10 @@ impl<'a> Play<'a> {
         let flow = self.script.flows.get(self.next_flow).map(|plan| self.world.at(plan.opens_at).max(now + OPEN_AGAIN_AFTER));
         let wake = self.wakes.peek().map(|Reverse((at, ..))| *at);
         let joining = self.joining.iter().map(|(at, ..)| *at).min();
-        [act, flow, wake, joining].into_iter().flatten().fold(end, Instant::min)
+        // No event tells that an end has forgotten its last flow.
+        let is_done = self.applications.values().all(|application| application.state() != State::Open);
+        let look = is_done.then_some(now + LOOK_EVERY);
+        [act, flow, wake, joining, look].into_iter().flatten().fold(end, Instant::min)
     }
 
     /// How long after all lines work everything must be done.
@@ -462,17 +466,24 @@ impl<'a> Play<'a> {
 
     fn rest_for(&mut self, time: Duration) -> Result<(), Violation> {
         let until = self.world.now() + time;
-        while let Occurrence::Event(side, event) = self.world.advance(until)? {
-            self.react(side, event)?;
+        loop {
+            self.act()?;
+            match self.world.advance(self.next_stop(until))? {
+                Occurrence::Event(side, event) => self.react(side, event)?,
+                Occurrence::Reached if self.world.now() >= until => return Ok(()),
+                Occurrence::Reached => {}
+            }
         }
-        Ok(())
     }
 
     /// Ends a session that anything may have been done to, as a driver does.
     fn end_by_force(&mut self) -> Result<(), Violation> {
         for side in SIDES {
             self.world.end(side).abort_all(AbortCode::SessionLost);
-            let flows: Vec<FlowId> = self.applications.keys().filter(|(_, of)| *of == side).map(|(flow, _)| *flow).collect();
+            let mut flows: Vec<FlowId> = self.applications.keys().filter(|(_, of)| *of == side).map(|(flow, _)| *flow).collect();
+            while let Some(event) = self.world.end(side).poll_event() {
+                flows.extend(if let Event::Opened(flow) = event { Some(flow) } else { None });
+            }
             flows.into_iter().for_each(|flow| self.world.end(side).release(flow));
             let session = self.world.session(side);
             if session.open_flows() > 0 {
@@ -505,6 +516,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The loss that stays when all lines work.
 const CALM_LOSS: f64 = 0.2;
+const CALM_BURST: f64 = 2.0;
 
 /// How long after the last flow all paths are back: a dead path is probed every other second, and probes get lost too.
 const SETTLES_IN: Duration = Duration::from_secs(90);
@@ -514,6 +526,9 @@ const QUIET_FOR: Duration = Duration::from_secs(30);
 
 /// The time after which a flow that could not be opened tries again.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether all is over when the applications are done.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Datagrams kept to be replayed or forged.
 const RECENT_KEPT: usize = 64;
