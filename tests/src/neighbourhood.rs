@@ -6,8 +6,10 @@
 //! each. Everything that is kept lies in a directory that goes away with the neighbourhood.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -26,6 +28,7 @@ use shared::{
     transfer::schedule::Policy,
 };
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::{
     content::ContentServer,
@@ -97,7 +100,7 @@ impl Neighbourhood {
     pub async fn start(plan: Plan) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("no directory for temporary files")?;
         let line_ips: Vec<IpAddr> = (1..=plan.scene.lines.len()).map(line_ip).collect();
-        let ports = free_ports(&line_ips).context("no free UDP ports for reconst and the lines")?;
+        let ports = Ports::take(&line_ips).context("no free UDP ports for reconst and the lines")?;
         let content = ContentServer::start((CONTENT_IP, 0).into()).await.context("no port for the content server")?;
 
         let state = directory.path().join("reconst");
@@ -118,8 +121,8 @@ impl Neighbourhood {
             }
             let profile = registrar.add_relay(&lan, &name(&format!("relay{}", index + 1))).await?;
             let profile = Profile { reconst: vec![Target { host: Host::Ip(ip), port: ports.login }], ..profile };
-            let address = free_relay_address().context("no free UDP port for a relay")?;
-            relays.push(Relay { profile, address, weights: weights(&plan.scene, line), program: None });
+            let port = take_port(&[RELAY_IP]).context("no free UDP port for a relay")?;
+            relays.push(Relay { profile, address: SocketAddr::new(RELAY_IP, port), weights: weights(&plan.scene, line), program: None });
             lines.push(handle);
         }
         for relay in relays.iter_mut().take(plan.relays_at_start) {
@@ -221,16 +224,27 @@ impl Neighbourhood {
         self.relays[index].address
     }
 
+    /// Asks a relay to drain, and waits; nothing happens if it does not run.
+    ///
+    /// # Errors
+    /// If it fails to drain in time.
+    pub async fn stop_relay(&mut self, index: usize) -> anyhow::Result<()> {
+        match self.relays[index].program.take() {
+            Some(program) => program.stop(peer_relay::Running::wait).await,
+            None => Ok(()),
+        }
+    }
+
     /// Ends everything as SIGTERM does: proxy, relays, `reconst`.
     ///
     /// # Errors
     /// If a program fails to drain in time.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.proxy.stop().await?;
-        for relay in self.relays {
-            if let Some(program) = relay.program {
-                program.stop(peer_relay::Running::wait).await?;
-            }
+        let relays = self.relays.into_iter().filter_map(|relay| relay.program);
+        let mut stops: JoinSet<_> = relays.map(|program| program.stop(peer_relay::Running::wait)).collect();
+        while let Some(stopped) = stops.join_next().await {
+            stopped??;
         }
         self.reconst.stop(reconst::Running::wait).await
     }
@@ -261,6 +275,7 @@ impl Proxy {
             scheduler,
             // Everything here is on loopback, which the bypass would reach directly.
             bypass: None,
+            limits: proxy_local::inbound::Limits { drain: DRAIN_TIME, ..Default::default() },
             ..proxy_local::Config::new(vec![user.clone()])
         };
         let program = Program::start("proxy-local", move |shutdown| proxy_local::start(config, shutdown)).await?;
@@ -310,21 +325,23 @@ struct Ports {
     data: u16,
 }
 
-/// Looks for two ports below those that systems give out of themselves, so that no other socket takes one in between.
-fn free_ports(line_ips: &[IpAddr]) -> Option<Ports> {
-    let is_free = |port: u16| line_ips.iter().chain([&RECONST_IP]).all(|&ip| UdpSocket::bind((ip, port)).is_ok());
-    let mut random = rand::rng();
-    let mut candidates = (0..PORT_TRIES).map(|_| random.random_range(PORTS)).filter(|&port| is_free(port));
-    let login = candidates.next()?;
-    let data = candidates.find(|&port| port != login)?;
-    Some(Ports { login, data })
+impl Ports {
+    fn take(line_ips: &[IpAddr]) -> Option<Self> {
+        let ips: Vec<IpAddr> = line_ips.iter().copied().chain([RECONST_IP]).collect();
+        Some(Self { login: take_port(&ips)?, data: take_port(&ips)? })
+    }
 }
 
-fn free_relay_address() -> Option<SocketAddr> {
+/// A UDP port that is free on all of `ips` and was never given before in this process: below those that systems give out of
+/// themselves, so that no other socket takes it before it is bound.
+fn take_port(ips: &[IpAddr]) -> Option<u16> {
+    let mut taken = TAKEN_PORTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let mut random = rand::rng();
-    let mut addresses = (0..PORT_TRIES).map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, random.random_range(PORTS))));
-    addresses.find(|address| UdpSocket::bind(address).is_ok())
+    let mut candidates = (0..PORT_TRIES).map(|_| random.random_range(PORTS));
+    candidates.find(|&port| ips.iter().all(|&ip| UdpSocket::bind((ip, port)).is_ok()) && taken.insert(port))
 }
+
+static TAKEN_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
 fn line_ip(number: usize) -> IpAddr {
     Ipv4Addr::new(127, 0, u8::try_from(number).expect("a scene has at most 64 lines"), 1).into()
@@ -335,6 +352,7 @@ fn name(text: &str) -> Name {
 }
 
 const RECONST_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const RELAY_IP: IpAddr = RECONST_IP;
 /// Not `reconst`'s own address, to which it dials no flow.
 const CONTENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));
 /// Below Linux's range of ephemeral ports, which begins at 32768.
@@ -342,7 +360,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const PORT_TRIES: usize = 200;
 /// Far more than the handshakes over the slowest line take.
 const PATHS_TIME: Duration = Duration::from_secs(30);
-/// Nobody waits for a neighbourhood's open flows.
+/// What is open when a neighbourhood ends is nobody's.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// Fine enough that rates of 50:1 are told apart.
 const WEIGHT_OF_BEST: f64 = 100.0;
@@ -362,6 +380,7 @@ async fn start_reconst(state: &Path, content: IpAddr, scheduler: Policy) -> anyh
 async fn start_relay(profile: Profile, address: SocketAddr, weights: Weights, shutdown: Shutdown) -> anyhow::Result<peer_relay::Running> {
     let mut config = peer_relay::Config::new(profile);
     config.announce.multicast = false;
+    config.drain = DRAIN_TIME;
     for line in &mut config.lines {
         line.lan_bind = Some(address);
         line.weights = weights;

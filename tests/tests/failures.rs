@@ -18,7 +18,17 @@ async fn a_relay_killed_in_mid_download_costs_no_byte() {
 }
 
 #[tokio::test]
-async fn a_relay_that_stops_and_starts_again_is_used_again() {
+async fn a_relay_stopped_in_mid_download_costs_no_byte() {
+    let mut neighbourhood = unequal().await;
+    let client = neighbourhood.client();
+    let download = download(&client);
+    progress(&client, BYTES / 5).await;
+    within(neighbourhood.stop_relay(0)).await.unwrap();
+    finish(download).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_is_killed_and_starts_again_is_used_again() {
     let mut neighbourhood = unequal().await;
     neighbourhood.kill_relay(1);
     until("the path is given up", || neighbourhood.proxy().active_paths() == 2).await;

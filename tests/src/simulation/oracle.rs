@@ -10,12 +10,14 @@ use std::{
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use shared::{
-    ids::{FlowId, PathId},
+    ids::{FlowId, PathId, Seq},
     transfer::{
         control::AbortCode,
+        packet::DatagramWriter,
         path::PathState,
         session::{Event, Limits, SessionError, Side},
     },
+    wire::VARINT_MAX,
 };
 use thiserror::Error;
 
@@ -104,6 +106,7 @@ impl<'a> Play<'a> {
         for (place, (up, down)) in script.lines.iter().enumerate() {
             world.add_line(*up, *down, script.seed.wrapping_mul(31).wrapping_add(place as u64));
         }
+        world.set_timer_tick(script.timer_tick);
         if script.malice != Malice::None {
             world.keep_recent(RECENT_KEPT);
         }
@@ -279,7 +282,8 @@ impl<'a> Play<'a> {
 
     fn forged(&mut self, genuine: &Bytes) -> Bytes {
         let mut bytes = genuine.to_vec();
-        match self.random.random_range(0..4) {
+        match self.random.random_range(0..6) {
+            4..6 => return self.well_formed(),
             0 => {
                 bytes.resize(self.random.random_range(0..1500), 0);
                 self.random.fill(&mut bytes[..]);
@@ -297,6 +301,48 @@ impl<'a> Play<'a> {
             }
         }
         bytes.into()
+    }
+
+    /// A datagram that a broken peer could make: every field within its range, no field right.
+    fn well_formed(&mut self) -> Bytes {
+        let random = &mut self.random;
+        let number = |random: &mut StdRng| match random.random_range(0..4) {
+            0 => random.random_range(0..8),
+            1 => random.random_range(0..600_000),
+            2 => random.random_range(0..1 << 32),
+            _ => random.random_range(0..1 << 62),
+        };
+        let seq = random.random_bool(0.7).then(|| Seq(number(random)));
+        let mut writer = DatagramWriter::new(1400, seq);
+        for _ in 0..random.random_range(1..40) {
+            match random.random_range(0..4) {
+                0 => writer.put_ping(),
+                1 if writer.remaining() > 300 => {
+                    let mut end = number(random).max(1);
+                    let mut ranges = Vec::new();
+                    while end > 0 && ranges.len() < 30 {
+                        let longest = 1 << random.random_range(0..40);
+                        let start = end - random.random_range(1..=end.min(longest));
+                        ranges.push(start..end);
+                        end = start.saturating_sub(random.random_range(1..100));
+                    }
+                    let path = PathId(random.random_range(0..8));
+                    writer.put_ack(path, number(random), number(random), ranges.into_iter());
+                }
+                _ => {
+                    let flow = FlowId(number(random));
+                    let offset = number(random);
+                    let Some(room) = writer.chunk_room(flow, offset, true) else { break };
+                    let len = random.random_range(0..=room.min(40)).min((VARINT_MAX - offset) as usize);
+                    let fin = random.random_bool(0.1);
+                    writer.put_chunk(flow, offset, fin, len, true, |out| out.resize(out.len() + len, 0x55));
+                }
+            }
+            if writer.remaining() < 40 {
+                break;
+            }
+        }
+        writer.finish()
     }
 
     fn react(&mut self, side: Side, event: Event) -> Result<(), Violation> {
@@ -448,20 +494,41 @@ impl<'a> Play<'a> {
 
     /// After the last flow: nothing is left, all paths are back, and nobody sends any more.
     fn check_aftermath(&mut self) -> Result<(), Violation> {
-        self.rest_for(SETTLES_IN)?;
+        self.rest_for(LINGERS_FOR)?;
         for side in SIDES {
             let session = self.world.session(side);
             if session.open_flows() > 0 || session.memory_bytes() > 0 {
                 return Err(Violation::Left(side, session.open_flows(), session.memory_bytes()));
             }
-            if let Some(path) = session.path_status().iter().find(|path| path.state != PathState::Active) {
-                return Err(Violation::Unrest(format!("{} is {:?} at {side:?}", path.path, path.state)));
+        }
+        let until = self.world.now() + SETTLES_IN;
+        while let Some(path) = self.path_out_of_service() {
+            if self.world.now() >= until {
+                return Err(Violation::Unrest(path));
+            }
+            self.rest_for(LOOK_EVERY)?;
+        }
+        if self.script.proxy_limits.keep_alive.is_some() {
+            return Ok(());
+        }
+        let mut sent = 0;
+        for _ in 0..QUIET_WITHIN {
+            let before = self.world.sent_datagrams();
+            self.rest_for(QUIET_FOR)?;
+            sent = self.world.sent_datagrams() - before;
+            if sent == 0 {
+                return Ok(());
             }
         }
-        let before = self.world.sent_datagrams();
-        self.rest_for(QUIET_FOR)?;
-        let sent = self.world.sent_datagrams() - before;
-        if sent > 0 { Err(Violation::Unrest(format!("{sent} datagrams in {QUIET_FOR:?}"))) } else { Ok(()) }
+        Err(Violation::Unrest(format!("{sent} datagrams in {QUIET_FOR:?}")))
+    }
+
+    fn path_out_of_service(&self) -> Option<String> {
+        SIDES.into_iter().find_map(|side| {
+            let status = self.world.session(side).path_status();
+            let path = status.iter().find(|path| path.state != PathState::Active)?;
+            Some(format!("{} is {:?} at {side:?}", path.path, path.state))
+        })
     }
 
     fn rest_for(&mut self, time: Duration) -> Result<(), Violation> {
@@ -518,11 +585,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const CALM_LOSS: f64 = 0.2;
 const CALM_BURST: f64 = 2.0;
 
-/// How long after the last flow all paths are back: a dead path is probed every other second, and probes get lost too.
+/// How long what is still under way may take to arrive: the deepest queue and the longest delay, and its answer.
+const LINGERS_FOR: Duration = Duration::from_secs(10);
+
+/// How long after that all paths are back: a dead path is probed every other second, and probes get lost too.
 const SETTLES_IN: Duration = Duration::from_secs(90);
 
-/// How long nothing is sent after that.
-const QUIET_FOR: Duration = Duration::from_secs(30);
+/// How long nothing is sent after that, and within so many such spans: a probe that got lost makes its path suspect once more.
+const QUIET_FOR: Duration = Duration::from_secs(10);
+const QUIET_WITHIN: u32 = 9;
 
 /// The time after which a flow that could not be opened tries again.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(50);

@@ -30,6 +30,8 @@ pub struct Script {
     pub proxy_limits: Limits,
     /// See `proxy_limits`.
     pub reconst_limits: Limits,
+    /// What timers are rounded up to.
+    pub timer_tick: Duration,
     /// The lines, with what they are like at first, up and down.
     pub lines: Vec<(Conditions, Conditions)>,
     /// The weight of each line's paths.
@@ -130,11 +132,14 @@ impl Script {
         let flows = drawn_flows(&mut random, limits, calm_from);
         let may_refuse = random.random_bool(0.1);
         let flow_limit = if may_refuse || malice == Malice::Forge { random.random_range(1..=4) } else { limits.flows };
+        let timer_tick = if random.random_bool(0.3) { Duration::from_millis(1) } else { Duration::ZERO };
+        let keep_alive = random.random_bool(0.2).then(|| Duration::from_secs_f64(random.random_range(0.5..20.0)));
         let mut script = Self {
             seed,
             malice,
             policy,
-            proxy_limits: limits,
+            proxy_limits: Limits { keep_alive, ..limits },
+            timer_tick,
             reconst_limits: Limits { flows: flow_limit, ..limits },
             weights: lines.iter().map(|_| random.random_range(1..=4)).collect(),
             lines,

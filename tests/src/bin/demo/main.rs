@@ -77,7 +77,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if let Some(summary) = demo.summary() {
         println!("{summary}");
     }
-    demo.neighbourhood.stop().await
+    demo.stop().await
 }
 
 struct Demo {
@@ -144,6 +144,21 @@ impl Demo {
                 _ = tokio::signal::ctrl_c() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
             }
+        }
+    }
+
+    /// Ends the neighbourhood, at once at a second Ctrl-C.
+    async fn stop(self) -> anyhow::Result<()> {
+        if let Some(transfer) = self.transfer {
+            transfer.abort();
+        }
+        let stop = async {
+            self.alone.stop().await?;
+            self.neighbourhood.stop().await
+        };
+        tokio::select! {
+            stopped = stop => stopped,
+            _ = tokio::signal::ctrl_c() => Ok(()),
         }
     }
 
