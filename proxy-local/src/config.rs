@@ -33,6 +33,8 @@ pub struct Config {
     pub relays: Vec<SocketAddr>,
     /// Whether announcements of relays are listened for.
     pub discover: bool,
+    /// Whether flows to targets that were reached a short while ago begin before `reconst` has answered.
+    pub early_answers: bool,
     /// How chunks are spread over paths.
     pub scheduler: Scheduler,
     /// Where `status` is answered.
@@ -101,6 +103,9 @@ pub struct Options {
     /// Whether to use relays that announce themselves on the LAN [default: on]
     #[arg(long, value_enum)]
     discover: Option<Switch>,
+    /// Whether flows to targets reached a minute ago begin before reconst has answered; a refusal then resets them [default: on]
+    #[arg(long, value_enum)]
+    early_answers: Option<Switch>,
     /// How chunks are spread over the lines [default: adaptive]
     #[arg(long, value_enum)]
     scheduler: Option<Scheduler>,
@@ -154,6 +159,7 @@ impl Options {
             listen: either(self.listen, file.listen),
             relay: either(self.relay, file.relay),
             discover: self.discover.or(file.discover),
+            early_answers: self.early_answers.or(file.early_answers),
             scheduler: self.scheduler.or(file.scheduler),
             admin: self.admin.or(file.admin),
             credentials: self.credentials.or(file.credentials),
@@ -207,6 +213,7 @@ impl Options {
             listen,
             relays: self.relay.iter().map(|text| relay(text)).collect::<anyhow::Result<_>>()?,
             discover: !matches!(self.discover, Some(Switch::Off)),
+            early_answers: !matches!(self.early_answers, Some(Switch::Off)),
             scheduler: self.scheduler.unwrap_or_default(),
             admin: Some(admin),
             credentials: credentials.map(Arc::new),
@@ -234,6 +241,7 @@ impl Config {
             listen: default_listen(),
             relays: Vec::new(),
             discover: true,
+            early_answers: true,
             scheduler: Scheduler::default(),
             admin: None,
             credentials: None,

@@ -105,7 +105,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     if config.discover {
         listen_for_relays(profile, &paths, &shutdown)?;
     }
-    let session = SessionOutbound::new(paths.clone());
+    let session = SessionOutbound::new(paths.clone(), config.early_answers);
     serve(config, session, Some(paths), shutdown).await
 }
 

@@ -1,7 +1,7 @@
 //! The data port of a LAN: paths in, flows out to content servers.
 //!
 //! Enters: QUIC connections through the LAN's relays. A connection is a path of a user's session once its certificate is that of a
-//! member of this LAN and it has joined; until then it costs little, and never for longer than [`JOIN_TIME`]. Leaves: the bytes of
+//! member of this LAN and it has joined; until then it costs little, and never for longer than 15 s. Leaves: the bytes of
 //! each flow to and from its content server. A session without paths is kept for [`KEPT_WITHOUT_PATHS`] so that its flows go on.
 
 use std::{
@@ -15,8 +15,10 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use quinn::VarInt;
 use rand::RngExt;
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use shared::{
     community::member::{Identity, Role},
@@ -33,7 +35,10 @@ use shared::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{accounts::Accounts, egress::Egress};
+use crate::{
+    accounts::{Accounts, Denied},
+    egress::Egress,
+};
 
 /// The sessions of all LANs served here, and what their flows need; clones share it.
 #[derive(Clone)]
@@ -179,6 +184,7 @@ pub async fn serve(endpoint: quinn::Endpoint, lan: LanId, sessions: Sessions, sh
 /// A connection that has joined its session.
 struct Path {
     inner: Arc<Inner>,
+    certificate: CertificateDer<'static>,
     key: SessionKey,
     entry: Entry,
     connection: quinn::Connection,
@@ -193,7 +199,7 @@ impl Inner {
     /// Makes a path of a connection; `None` if it was turned away with an answer.
     async fn join(self: Arc<Self>, incoming: quinn::Incoming, lan: LanId) -> anyhow::Result<Option<Path>> {
         let connection = incoming.await?;
-        let certificate = tls::peer_certificate(&connection);
+        let certificate = tls::peer_certificate(&connection).context("the connection has no certificate")?;
         let (request, mut answer) = match join::receive(&connection).await {
             Ok(received) => received,
             Err(error) => {
@@ -201,10 +207,7 @@ impl Inner {
                 return Err(error.into());
             }
         };
-        let authorised = match &certificate {
-            Some(certificate) => self.accounts.authorise(certificate, Role::User).await.map_err(|denied| denied.to_string()),
-            None => Err("the connection has no certificate".into()),
-        };
+        let authorised = self.accounts.authorise(&certificate, Role::User).await.map_err(|denied| denied.to_string());
         let member = authorised
             .and_then(|member| if member.identity.lan == lan { Ok(member) } else { Err(format!("this port serves LAN {lan}, not yours")) });
         let member = match member {
@@ -224,7 +227,7 @@ impl Inner {
             }
         };
         join::answer(&mut answer, &JoinReply::Joined { incarnation: entry.incarnation }).await?;
-        Ok(Some(Path { inner: self, key, entry, connection, request }))
+        Ok(Some(Path { inner: self, certificate, key, entry, connection, request }))
     }
 
     /// The session that `request` names, begun if it may be; else the reply that turns the path away.
@@ -318,9 +321,28 @@ impl Path {
     async fn run(self, remote: SocketAddr) {
         let (user, relay, line) = (&self.key.0, &self.request.relay, self.request.line);
         tracing::info!(%user, %relay, line, %remote, "path up");
-        let ended = self.entry.handle.run_path(self.request.path, self.connection.clone(), self.request.weight_down).await;
-        tracing::info!(%user, %relay, line, %remote, "path ended: {ended}");
-        let _ = self.inner;
+        let running = self.entry.handle.run_path(self.request.path, self.connection.clone(), self.request.weight_down);
+        tokio::select! {
+            ended = running => tracing::info!(%user, %relay, line, %remote, "path ended: {ended}"),
+            denied = self.denied() => {
+                tracing::info!(%user, %relay, line, %remote, "session ended: {denied}");
+                self.entry.handle.close(AbortCode::SessionLost, CLOSE_DENIED, denied.to_string().as_bytes());
+            }
+        }
+    }
+
+    /// Waits until the user is none of the LAN any more.
+    async fn denied(&self) -> Denied {
+        let mut changes = self.inner.accounts.changes();
+        loop {
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            match self.inner.accounts.authorise(&self.certificate, Role::User).await {
+                Ok(_) | Err(Denied::Unavailable(_)) => {}
+                Err(denied) => return denied,
+            }
+        }
     }
 }
 

@@ -26,24 +26,34 @@ pub enum RequestError {
     Malformed(#[from] WireError),
 }
 
-/// Opens a flow to `target` through `session` and waits for `reconst`'s answer.
+/// Opens a flow to `target` through `session`. What is written to it goes to the content server once `reconst` has reached it; what
+/// is read from it begins with the answer, for [`read_answer`].
 ///
 /// # Errors
-/// `reconst`'s refusal; [`RefusalKind::NoPath`] if no path comes into service within 10 s.
-pub async fn open_tcp(session: &SessionHandle, target: &Target) -> Result<FlowStream, Refusal> {
+/// [`RefusalKind::NoPath`] if no path comes into service within 10 s, [`RefusalKind::OverQuota`] if too many flows are open.
+pub async fn request_tcp(session: &SessionHandle, target: &Target) -> Result<FlowStream, Refusal> {
     let mut count = session.path_count();
-    let has_path = tokio::time::timeout(PATH_WAIT, count.wait_for(|count| count.active > 0 || count.is_closed)).await;
-    if !matches!(has_path, Ok(Ok(_))) {
+    let has_path = match tokio::time::timeout(PATH_WAIT, count.wait_for(|count| count.active > 0 || count.is_closed)).await {
+        Ok(Ok(count)) => count.active > 0,
+        _ => false,
+    };
+    if !has_path {
         return Err(Refusal::new(RefusalKind::NoPath, "no relay of the LAN reaches reconst right now"));
     }
-    drop(has_path);
     let too_many = || Refusal::new(RefusalKind::OverQuota, "too many flows are open at once");
     let mut stream = session.open().ok_or_else(too_many)?;
-    let lost = |error: io::Error| Refusal::new(RefusalKind::General, error.to_string());
     stream.write_all(&open::encode_request(target)).await.map_err(lost)?;
+    Ok(stream)
+}
+
+/// Waits for `reconst`'s answer on a flow that [`request_tcp`] opened.
+///
+/// # Errors
+/// `reconst`'s refusal, or that the session was lost.
+pub async fn read_answer(stream: &mut FlowStream) -> Result<(), Refusal> {
     let kind = stream.read_u8().await.map_err(lost)?;
     if kind == 0 {
-        return Ok(stream);
+        return Ok(());
     }
     let mut reason = vec![0; usize::from(stream.read_u8().await.map_err(lost)?)];
     stream.read_exact(&mut reason).await.map_err(lost)?;
@@ -73,4 +83,8 @@ pub async fn write_answer(stream: &mut FlowStream, answer: &Result<(), Refusal>)
         stream.shutdown().await?;
     }
     Ok(())
+}
+
+fn lost(error: io::Error) -> Refusal {
+    Refusal::new(RefusalKind::General, error.to_string())
 }
