@@ -523,3 +523,25 @@ impl Pacer {
         self.tokens -= bytes;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_queue_is_less_than_none_though_its_samples_are_older_than_the_spans() {
+        let mut delay = DelayFilter::default();
+        delay.push(1_000);
+        delay.begin_span();
+        delay.push(5_000);
+        delay.begin_span();
+        assert_eq!(delay.recent(), 0.0);
+    }
+
+    #[test]
+    fn a_pacer_that_lacks_a_fraction_of_a_byte_waits() {
+        let now = Instant::now();
+        let mut pacer = Pacer { tokens: 1500.0 - 1e-9, refilled_at: Some(now) };
+        assert!(pacer.ready(now, 1500.0, 1e9).is_err_and(|at| at > now));
+    }
+}
