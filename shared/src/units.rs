@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn sizes_are_bytes_decimal_or_binary() {
-        for (text, bytes) in [("7", 7), ("7B", 7), ("64KiB", 65_536), ("500MB", 500_000_000), ("100GB", 100_000_000_000), ("1TiB", 1 << 40)] {
+        for (text, bytes) in [("7", 7), ("7B", 7), ("64KiB", 65_536), ("500MB", 500_000_000), ("100GB", 100_000_000_000), ("1TiB", 1 << 40)]
+        {
             assert_eq!(text.parse(), Ok(Size { bytes }), "{text}");
         }
     }
