@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let scenes = scenes(arguments)?;
-    let is_brief = arguments.brief || arguments.seeds.is_some();
+    let is_brief = arguments.brief || arguments.seeds.is_some_and(|count| count > 1);
     let mut all = Vec::new();
     if is_brief {
         print_head();
