@@ -6,6 +6,7 @@
 //! * [`lines`]: sets of lines from a command line or a seed.
 
 pub mod application;
+mod forgery;
 pub mod lines;
 pub mod measure;
 pub mod oracle;

@@ -7,22 +7,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use shared::{
-    ids::{FlowId, PathId, Seq},
+    ids::{FlowId, PathId},
     transfer::{
         control::AbortCode,
-        packet::DatagramWriter,
         path::PathState,
         session::{Event, Limits, SessionError, Side},
     },
-    wire::VARINT_MAX,
 };
 use thiserror::Error;
 
 use super::{
     application::{Application, State},
+    forgery::forged,
     script::{Act, ApplicationPlan, Malice, Script},
     world::{Fault, Occurrence, SIDES, World, other},
 };
@@ -265,7 +263,7 @@ impl<'a> Play<'a> {
             if self.random.random_bool(0.2) {
                 path = PathId(self.random.random_range(0..8));
             }
-            datagram = self.forged(&datagram);
+            datagram = forged(&mut self.random, &datagram);
         } else if !self.world.paths(side).contains_key(&path) {
             return Ok(());
         }
@@ -278,71 +276,6 @@ impl<'a> Play<'a> {
             }
             Err(error) => Err(Violation::Replay(side, error)),
         }
-    }
-
-    fn forged(&mut self, genuine: &Bytes) -> Bytes {
-        let mut bytes = genuine.to_vec();
-        match self.random.random_range(0..6) {
-            4..6 => return self.well_formed(),
-            0 => {
-                bytes.resize(self.random.random_range(0..1500), 0);
-                self.random.fill(&mut bytes[..]);
-            }
-            1 => bytes.truncate(self.random.random_range(0..=bytes.len())),
-            _ => {
-                // Most flips hit what decides: the headers in front.
-                for _ in 0..self.random.random_range(1..=4) {
-                    let reach = if self.random.random_bool(0.8) { bytes.len().min(16) } else { bytes.len() };
-                    if reach > 0 {
-                        let place = self.random.random_range(0..reach);
-                        bytes[place] ^= 1 << self.random.random_range(0..8);
-                    }
-                }
-            }
-        }
-        bytes.into()
-    }
-
-    /// A datagram that a broken peer could make: every field within its range, no field right.
-    fn well_formed(&mut self) -> Bytes {
-        let random = &mut self.random;
-        let number = |random: &mut StdRng| match random.random_range(0..4) {
-            0 => random.random_range(0..8),
-            1 => random.random_range(0..600_000),
-            2 => random.random_range(0..1 << 32),
-            _ => random.random_range(0..1 << 62),
-        };
-        let seq = random.random_bool(0.7).then(|| Seq(number(random)));
-        let mut writer = DatagramWriter::new(1400, seq);
-        for _ in 0..random.random_range(1..40) {
-            match random.random_range(0..4) {
-                0 => writer.put_ping(),
-                1 if writer.remaining() > 300 => {
-                    let mut end = number(random).max(1);
-                    let mut ranges = Vec::new();
-                    while end > 0 && ranges.len() < 30 {
-                        let longest = 1 << random.random_range(0..40);
-                        let start = end - random.random_range(1..=end.min(longest));
-                        ranges.push(start..end);
-                        end = start.saturating_sub(random.random_range(1..100));
-                    }
-                    let path = PathId(random.random_range(0..8));
-                    writer.put_ack(path, number(random), number(random), ranges.into_iter());
-                }
-                _ => {
-                    let flow = FlowId(number(random));
-                    let offset = number(random);
-                    let Some(room) = writer.chunk_room(flow, offset, true) else { break };
-                    let len = random.random_range(0..=room.min(40)).min((VARINT_MAX - offset) as usize);
-                    let fin = random.random_bool(0.1);
-                    writer.put_chunk(flow, offset, fin, len, true, |out| out.resize(out.len() + len, 0x55));
-                }
-            }
-            if writer.remaining() < 40 {
-                break;
-            }
-        }
-        writer.finish()
     }
 
     fn react(&mut self, side: Side, event: Event) -> Result<(), Violation> {
