@@ -1,7 +1,7 @@
 //! A neighbour's relay: lends its line to the users of its LAN, opaque packet by opaque packet.
 //!
 //! A packet's way: [`forward`] takes it from the LAN port and looks up who sent it, [`share`] keeps to the owner's limits, [`client`]
-//! sends it to `reconst` over the [`line`] and brings the answers back. Beside that way, [`forward`]'s judge admits users, [`login`] asks
+//! sends it to `reconst` over the [`mod@line`] and brings the answers back. Beside that way, [`forward`]'s judge admits users, [`login`] asks
 //! `reconst` where the LAN is served, [`announcer`] tells the LAN. The relay holds no key of a user's path, keeps no data, and forwards to
 //! nothing but its `reconst`.
 

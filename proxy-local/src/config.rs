@@ -94,7 +94,7 @@ pub struct Options {
     /// Profile that makes this PC a member of a LAN; once for each LAN
     #[arg(long, value_name = "FILE")]
     profile: Vec<PathBuf>,
-    /// Where applications find the proxy [default: 127.0.0.1:1080, and [::1]:1080 if free]
+    /// Where applications find the proxy [default: port 1080 of 127.0.0.1, and of ::1 if free]
     #[arg(long, value_name = "IP:PORT")]
     listen: Vec<String>,
     /// Relay to use beside those found by announcement

@@ -219,8 +219,13 @@ impl SessionHandle {
         woken.into_iter().for_each(Waker::wake);
     }
 
+    /// The state. Should the core ever panic, this session ends and the others go on.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().expect("no panic under the lock: the core has no way to")
+        self.shared.state.lock().unwrap_or_else(|poisoned| {
+            let mut state = poisoned.into_inner();
+            state.is_closed = true;
+            state
+        })
     }
 }
 

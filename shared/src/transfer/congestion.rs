@@ -51,6 +51,8 @@ pub struct AckSample {
     pub acked_bytes: u64,
     /// Bytes newly declared lost.
     pub lost_bytes: u64,
+    /// Bytes newly found not to have been lost.
+    pub spurious_bytes: u64,
     /// When the largest newly acknowledged datagram was sent, in microseconds on our clock, and when that was; `None` if its number is not new.
     pub largest_sent: Option<(Instant, u64)>,
     /// When it arrived, in microseconds on the receiver's clock.
@@ -98,6 +100,10 @@ const INITIAL_WINDOW_BYTES: f64 = 10.0 * PACKET_BYTES;
 /// The queue aimed at: enough to bridge the jitter of timers on both ends, or two packets of a line so slow that they take longer.
 const TARGET_QUEUE: f64 = 0.004;
 const TARGET_PACKETS: f64 = 2.0;
+
+/// The multiple of the delay's jitter that is added, and the most: what a radio link's scheduler makes of an empty queue.
+const JITTER_ALLOWANCE: f64 = 6.0;
+const JITTER_QUEUE: f64 = 0.020;
 
 /// The queue that the window allows above the line's own delay.
 const WINDOW_QUEUE: f64 = 0.025;
@@ -175,7 +181,7 @@ impl Congestion {
         self.smoothed_rtt = sample.smoothed_rtt;
         self.rates.delivered += sample.acked_bytes;
         self.round.acked_bytes += sample.acked_bytes;
-        self.round.lost_bytes += sample.lost_bytes;
+        self.round.lost_bytes = (self.round.lost_bytes + sample.lost_bytes).saturating_sub(sample.spurious_bytes);
         self.round.lost_events += u32::from(sample.lost_bytes > 0);
         let Some((sent_at, sent_at_us)) = sample.largest_sent else { return };
         self.min_rtt.push(sample.rtt.as_secs_f64());
@@ -232,12 +238,12 @@ impl Congestion {
 
     /// The least round-trip time seen lately.
     pub fn min_rtt(&self) -> Duration {
-        self.min_rtt.least().map_or(self.smoothed_rtt, Duration::from_secs_f64)
+        self.min_rtt.least().map_or(self.smoothed_rtt, duration)
     }
 
     /// The queue on the way there.
     pub fn queue(&self) -> Duration {
-        Duration::from_secs_f64(self.delay.recent())
+        duration(self.delay.recent())
     }
 
     /// The fraction of bytes lost lately.
@@ -247,7 +253,7 @@ impl Congestion {
 
     fn target(&self) -> f64 {
         let packets = if self.capacity > 0.0 { TARGET_PACKETS * PACKET_BYTES / self.capacity } else { 0.0 };
-        TARGET_QUEUE.max(packets)
+        TARGET_QUEUE.max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
     }
 
     /// The pace in bytes per second.
@@ -358,6 +364,14 @@ impl Congestion {
     }
 }
 
+/// `seconds` as a duration of at most [`LONGEST`]; none if it is negative or no number.
+pub(super) fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.min(LONGEST)).unwrap_or_default()
+}
+
+/// No wait or queue is believed to be longer, in seconds.
+const LONGEST: f64 = 3600.0;
+
 /// One-way delay above the least seen lately.
 #[derive(Debug, Default)]
 struct DelayFilter {
@@ -365,6 +379,8 @@ struct DelayFilter {
     span_before: Option<i64>,
     span_now: Option<i64>,
     recent: VecDeque<i64>,
+    /// The mean difference between a sample and the one before, microseconds, smoothed.
+    jitter_us: f64,
 }
 
 /// Samples of which the least counts: one that met a busy machine doesn't look like a queue.
@@ -374,6 +390,9 @@ impl DelayFilter {
     /// Adds a sample; gives its queue in seconds.
     fn push(&mut self, delay_us: i64) -> f64 {
         self.span_now = Some(self.span_now.map_or(delay_us, |least| least.min(delay_us)));
+        if let Some(before) = self.recent.back() {
+            self.jitter_us += ((delay_us - before).abs() as f64 - self.jitter_us) / 32.0;
+        }
         if self.recent.len() == RECENT_SAMPLES {
             self.recent.pop_front();
         }
@@ -385,6 +404,10 @@ impl DelayFilter {
     fn recent(&self) -> f64 {
         // A sample may be older than the spans that count, and less than the least of them.
         self.recent.iter().min().map_or(0.0, |&delay_us| (delay_us - self.least()).max(0) as f64 / 1e6)
+    }
+
+    fn jitter(&self) -> f64 {
+        self.jitter_us / 1e6
     }
 
     fn is_full(&self) -> bool {
@@ -515,7 +538,7 @@ impl Pacer {
         if self.tokens >= bytes.min(burst) {
             return Ok(());
         }
-        let wait = Duration::from_secs_f64(((bytes - self.tokens) / pace.max(1.0)).min(10.0));
+        let wait = duration((bytes - self.tokens) / pace.max(1.0));
         Err(now + wait.max(LEAST_WAIT))
     }
 

@@ -156,7 +156,7 @@ impl Path {
     pub(super) fn arrival(&self, bytes: u64) -> Duration {
         let min_rtt = self.congestion.min_rtt();
         let drain_seconds = (self.recovery.in_flight_bytes() + bytes) as f64 / self.congestion.capacity().max(1.0);
-        let drain = Duration::from_secs_f64(drain_seconds.min(3600.0));
+        let drain = super::congestion::duration(drain_seconds);
         min_rtt.max(drain) - min_rtt / 2
     }
 

@@ -27,6 +27,7 @@ pub struct Recovery {
     progress_at: Option<Instant>,
     /// When the earliest datagram before the largest acknowledged one counts as lost.
     loss_at: Option<Instant>,
+    reordering: Option<Reordering>,
     rtt: Rtt,
     /// How long the other end held acknowledgements back lately, at most. It goes by its own measure of the path, which may be another.
     held_back: Duration,
@@ -58,6 +59,8 @@ enum SentState {
     InFlight,
     /// In flight, and its pieces went out again elsewhere.
     Reinjected,
+    /// Declared lost; if it is acknowledged after all, the path reorders.
+    Lost,
     /// Acknowledged, or given up and kept elsewhere.
     Settled,
 }
@@ -69,6 +72,15 @@ pub struct Rtt {
     smoothed: Duration,
     variation: Duration,
     is_measured: bool,
+}
+
+/// A path that delivers datagrams out of turn.
+#[derive(Clone, Copy, Debug)]
+struct Reordering {
+    /// How long beyond a round trip a datagram may be overtaken without being lost.
+    window: Duration,
+    /// Until when that is believed.
+    until: Instant,
 }
 
 /// What an acknowledgement changed.
@@ -84,6 +96,8 @@ pub struct AckOutcome {
     pub lost_datagrams: u64,
     /// Bytes lost.
     pub lost_bytes: u64,
+    /// Bytes that had been declared lost and were not.
+    pub spurious_bytes: u64,
     /// When the largest newly acknowledged datagram was sent, if the largest number is new.
     pub largest_sent_at: Option<Instant>,
 }
@@ -154,6 +168,7 @@ impl Recovery {
             loss_at: None,
             rtt: Rtt::new(rtt_guess),
             held_back: Duration::ZERO,
+            reordering: None,
         }
     }
 
@@ -191,7 +206,7 @@ impl Recovery {
             self.rtt.update(elapsed.checked_sub(held_back).unwrap_or(elapsed));
         }
         for range in &ack.ranges {
-            self.settle_acked(range, &mut outcome);
+            self.settle_acked(now, range, &mut outcome);
         }
         if outcome.acked_bytes > 0 {
             self.largest_acked = self.largest_acked.max(Some(largest.0));
@@ -272,7 +287,7 @@ impl Recovery {
         super::acks::max_delay(self.rtt.smoothed).max(self.held_back)
     }
 
-    fn settle_acked(&mut self, range: &Range<u64>, outcome: &mut AckOutcome) {
+    fn settle_acked(&mut self, now: Instant, range: &Range<u64>, outcome: &mut AckOutcome) {
         for seq in range.start.max(self.first)..range.end {
             let sent = &mut self.sent[(seq - self.first) as usize];
             if sent.state == SentState::Settled {
@@ -285,6 +300,10 @@ impl Recovery {
         }
         while let Some((&seq, _)) = self.late_by_seq.range(range.clone()).next() {
             let sent = self.late_by_seq.remove(&seq).expect("found above");
+            if sent.state == SentState::Lost {
+                outcome.spurious_bytes += u64::from(sent.bytes);
+                self.learn_reordering(now, now.saturating_duration_since(sent.at));
+            }
             outcome.acked_bytes += u64::from(sent.bytes);
             outcome.acked.extend(sent.pieces.iter());
         }
@@ -293,7 +312,12 @@ impl Recovery {
     fn detect_losses(&mut self, now: Instant, outcome: &mut AckOutcome) {
         self.loss_at = None;
         let Some(largest) = self.largest_acked else { return };
-        let threshold = (self.rtt.smoothed.max(self.rtt.latest) * 9 / 8).max(GRANULARITY);
+        let round_trip = self.rtt.smoothed.max(self.rtt.latest);
+        let reordering = self.reordering.filter(|reordering| now < reordering.until);
+        let threshold = match reordering {
+            Some(reordering) => round_trip + reordering.window,
+            None => (round_trip * 9 / 8).max(GRANULARITY),
+        };
         let before_largest = largest.saturating_sub(self.first) as usize;
         for place in 0..before_largest.min(self.sent.len()) {
             let sent = &mut self.sent[place];
@@ -302,7 +326,8 @@ impl Recovery {
             }
             let seq = self.first + place as u64;
             let lost_at = sent.at + threshold;
-            if seq + REORDER_DATAGRAMS > largest && lost_at > now {
+            let is_overtaken = reordering.is_none() && seq + REORDER_DATAGRAMS <= largest;
+            if !is_overtaken && lost_at > now {
                 self.loss_at = Some(lost_at);
                 break;
             }
@@ -312,10 +337,19 @@ impl Recovery {
                 outcome.lost.extend(sent.pieces.iter());
             }
             self.in_flight_bytes -= u64::from(sent.bytes);
-            self.late_by_seq.insert(seq, sent.clone());
+            self.late_by_seq.insert(seq, Sent { state: SentState::Lost, ..sent.clone() });
             sent.state = SentState::Settled;
         }
         self.forget_settled(now);
+    }
+
+    /// A datagram that was declared lost took `elapsed` to be acknowledged: from now on, being overtaken is no sign of loss and only time
+    /// is (as in RACK, RFC 8985 §6.2).
+    fn learn_reordering(&mut self, now: Instant, elapsed: Duration) {
+        let beyond = elapsed.saturating_sub(self.rtt.smoothed).max(self.rtt.smoothed / 4);
+        let known = self.reordering.map_or(Duration::ZERO, |reordering| reordering.window);
+        let window = known.max(beyond).min(self.rtt.smoothed.max(GRANULARITY));
+        self.reordering = Some(Reordering { window, until: now + REORDERING_BELIEVED });
     }
 
     fn forget_settled(&mut self, now: Instant) {
@@ -333,6 +367,9 @@ impl Recovery {
         }
     }
 }
+
+/// How long a path is taken to reorder after it was last seen to.
+const REORDERING_BELIEVED: Duration = Duration::from_secs(30);
 
 /// How long a datagram that was given up may still be acknowledged: long enough for the queue of a line that stalled and came back.
 const KEPT_FOR_LATE_ACKS: Duration = Duration::from_secs(3);

@@ -536,6 +536,7 @@ impl Session {
         let sample = AckSample {
             acked_bytes: outcome.acked_bytes,
             lost_bytes: outcome.lost_bytes,
+            spurious_bytes: outcome.spurious_bytes,
             largest_sent: outcome.largest_sent_at.map(|at| (at, at.saturating_duration_since(self.epoch).as_micros() as u64)),
             received_at_us: ack.map_or(0, |ack| ack.received_at_us),
             rtt: rtt.latest(),
