@@ -261,7 +261,7 @@ impl Command {
 pub const WRONG: u64 = 1 << 63;
 
 /// How often an upload's count is sent.
-const COUNT_EVERY: Duration = Duration::from_millis(50);
+pub const COUNT_EVERY: Duration = Duration::from_millis(50);
 /// A client that has not said what it wants by then is dropped.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
 /// A command's letter and two 64-bit numbers fit.

@@ -22,7 +22,7 @@ use tokio::{
 pub use connect::{ConnectError, Via};
 
 use crate::{
-    content::WRONG,
+    content::{COUNT_EVERY, WRONG},
     stream::{CounterStream, Mismatch},
 };
 
@@ -137,7 +137,7 @@ impl Client {
             watch.arrived(len as u64);
             self.progress.fetch_add(len as u64, Ordering::Relaxed);
         }
-        Ok(watch.finish())
+        Ok(watch.finish(Duration::ZERO))
     }
 
     /// Uploads `bytes` of the stream of `seed`, half-closes, and waits until the server has counted them all.
@@ -205,7 +205,7 @@ impl Client {
                     self.progress.fetch_add(more, Ordering::Relaxed);
                 }
             }
-            Ok(watch.finish())
+            Ok(watch.finish(2 * COUNT_EVERY))
         };
         tokio::select! {
             failed = sends => failed.map(|never| match never {}),
@@ -295,11 +295,13 @@ impl Watch {
         self.longest_gap = self.longest_gap.max(now.saturating_duration_since(self.last.max(self.warm_at)));
     }
 
-    fn finish(mut self) -> Bulk {
+    /// The figures by now; what is counted only every so often is as of its last count, unless that is long ago.
+    fn finish(mut self, counted_every: Duration) -> Bulk {
         let now = Instant::now();
         self.note_gap(now);
+        let end = if now.saturating_duration_since(self.last) <= counted_every { self.last } else { now };
         let goodput = self.warm.map_or(0.0, |(since, before)| {
-            let seconds = now.saturating_duration_since(since).as_secs_f64();
+            let seconds = end.saturating_duration_since(since).as_secs_f64();
             if seconds > 0.0 { (self.bytes - before) as f64 * 8.0 / seconds } else { 0.0 }
         });
         Bulk { goodput, bytes: self.bytes, longest_gap: self.longest_gap }

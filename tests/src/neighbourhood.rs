@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -43,13 +43,15 @@ pub struct Neighbourhood {
     scene: Scene,
     proxy: Proxy,
     relays: Vec<Relay>,
-    reconst: Program<reconst::Running>,
+    /// `None` only while it is killed and not yet started again.
+    reconst: Option<Program<reconst::Running>>,
+    scheduler: Policy,
     lines: Vec<LineHandle>,
     _line_thread: Lines,
     content: ContentServer,
     registrar: reconst::provision::Registrar,
     user: Profile,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// What a neighbourhood is to be like.
@@ -103,12 +105,13 @@ impl Neighbourhood {
         let ports = Ports::take(&line_ips).context("no free UDP ports for reconst and the lines")?;
         let content = ContentServer::start((CONTENT_IP, 0).into()).await.context("no port for the content server")?;
 
-        let state = directory.path().join("reconst");
+        let state = state_dir(&directory);
         let registrar = reconst::provision::Registrar::init(&state, &[Host::Ip(RECONST_IP)], ports.login).await?;
         let lan = name("elm");
         registrar.add_lan(&lan, Some(LanId(15)), Some(ports.data)).await?;
         let user = registrar.add_user(&lan, &name("user1"), &reconst::accounts::Limits::default()).await?;
-        let reconst = start_reconst(&state, content.address().ip(), plan.scheduler.into()).await?;
+        let scheduler = plan.scheduler.into();
+        let reconst = start_reconst(&state, content.address().ip(), scheduler).await?;
 
         let line_thread = Lines::start().context("no thread for the lines")?;
         let mut lines = Vec::new();
@@ -134,13 +137,14 @@ impl Neighbourhood {
             scene: plan.scene,
             proxy,
             relays,
-            reconst,
+            reconst: Some(reconst),
+            scheduler,
             lines,
             _line_thread: line_thread,
             content,
             registrar,
             user,
-            _directory: directory,
+            directory,
         };
         neighbourhood.proxy.wait_for_paths(plan.relays_at_start).await?;
         Ok(neighbourhood)
@@ -181,11 +185,6 @@ impl Neighbourhood {
         &self.user
     }
 
-    /// What `reconst` returned when it started.
-    pub fn reconst(&self) -> &reconst::Running {
-        self.reconst.running()
-    }
-
     /// A client of the content server through the first proxy's SOCKS5.
     pub fn client(&self) -> Client {
         self.client_of(Via::Socks5(self.proxy.address()))
@@ -207,8 +206,10 @@ impl Neighbourhood {
     }
 
     /// Ends a relay as a power cut does; nothing happens if it does not run.
-    pub fn kill_relay(&mut self, index: usize) {
-        self.relays[index].program = None;
+    pub async fn kill_relay(&mut self, index: usize) {
+        if let Some(program) = self.relays[index].program.take() {
+            program.kill().await;
+        }
     }
 
     /// Starts a relay, again or for the first time, at its address; nothing happens if it runs.
@@ -235,6 +236,24 @@ impl Neighbourhood {
         }
     }
 
+    /// Ends `reconst` as a power cut does; nothing happens if it does not run.
+    pub async fn kill_reconst(&mut self) {
+        if let Some(program) = self.reconst.take() {
+            program.kill().await;
+        }
+    }
+
+    /// Starts `reconst` again on the state that it left; nothing happens if it runs.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn start_reconst(&mut self) -> anyhow::Result<()> {
+        if self.reconst.is_none() {
+            self.reconst = Some(start_reconst(&state_dir(&self.directory), self.content.address().ip(), self.scheduler).await?);
+        }
+        Ok(())
+    }
+
     /// Ends everything as SIGTERM does: proxy, relays, `reconst`.
     ///
     /// # Errors
@@ -246,7 +265,10 @@ impl Neighbourhood {
         while let Some(stopped) = stops.join_next().await {
             stopped??;
         }
-        self.reconst.stop(reconst::Running::wait).await
+        match self.reconst {
+            Some(program) => program.stop(reconst::Running::wait).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -342,6 +364,10 @@ fn take_port(ips: &[IpAddr]) -> Option<u16> {
 }
 
 static TAKEN_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+fn state_dir(directory: &TempDir) -> PathBuf {
+    directory.path().join("reconst")
+}
 
 fn line_ip(number: usize) -> IpAddr {
     Ipv4Addr::new(127, 0, u8::try_from(number).expect("a scene has at most 64 lines"), 1).into()

@@ -41,9 +41,12 @@ impl<R: Send + 'static> Program<R> {
         self.running.as_ref().expect("set before `start` returned, taken only by `stop`")
     }
 
-    /// Ends it at once: its sockets close, none of its code runs on.
-    pub fn kill(self) {
-        drop(self);
+    /// Ends it at once: when this returns its sockets are closed and none of its code runs on.
+    pub async fn kill(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            let ends = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP_TIME));
+            ends.await.expect("ending a runtime does not panic");
+        }
     }
 
     /// Asks it to drain and waits with its own `wait`.

@@ -13,7 +13,7 @@ async fn a_relay_killed_in_mid_download_costs_no_byte() {
     let client = neighbourhood.client();
     let download = download(&client);
     progress(&client, BYTES / 5).await;
-    neighbourhood.kill_relay(0);
+    neighbourhood.kill_relay(0).await;
     finish(download).await;
 }
 
@@ -30,7 +30,7 @@ async fn a_relay_stopped_in_mid_download_costs_no_byte() {
 #[tokio::test]
 async fn a_relay_that_is_killed_and_starts_again_is_used_again() {
     let mut neighbourhood = unequal().await;
-    neighbourhood.kill_relay(1);
+    neighbourhood.kill_relay(1).await;
     until("the path is given up", || neighbourhood.proxy().active_paths() == 2).await;
     neighbourhood.start_relay(1).await.unwrap();
     within(neighbourhood.proxy().wait_for_paths(3)).await.unwrap();
@@ -91,6 +91,19 @@ async fn a_flow_opened_while_a_line_is_silent_takes_another() {
     let neighbourhood = unequal().await;
     neighbourhood.line(0).set_out(true);
     within(neighbourhood.client().download(200_000, 2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reconst_that_is_killed_breaks_its_flows_and_serves_again_after_a_restart() {
+    let mut neighbourhood = unequal().await;
+    let client = neighbourhood.client();
+    let download = download(&client);
+    progress(&client, BYTES / 5).await;
+    neighbourhood.kill_reconst().await;
+    neighbourhood.start_reconst().await.unwrap();
+    assert!(within(download).await.unwrap().is_err());
+    until("a path over each line to the new one", || neighbourhood.proxy().active_paths() == 3).await;
+    within(neighbourhood.client().download(BYTES / 4, 9)).await.unwrap();
 }
 
 #[tokio::test]
