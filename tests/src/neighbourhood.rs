@@ -5,17 +5,17 @@
 //! there, so the programs need no setting of their own to be put behind a line. Relays announce nothing: a proxy is told of
 //! each. Everything that is kept lies in a directory that goes away with the neighbourhood.
 
+mod ports;
+mod proxy;
+
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Mutex,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
 use ipnet::IpNet;
-use rand::RngExt;
 use shared::{
     community::{
         member::Name,
@@ -29,6 +29,10 @@ use shared::{
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+
+pub use proxy::Proxy;
+
+use ports::take_port;
 
 use crate::{
     content::ContentServer,
@@ -67,12 +71,6 @@ pub struct Plan {
     pub scheduler: proxy_local::config::Scheduler,
     /// The relays that run from the start. The first proxy knows of all; the others are for [`Neighbourhood::start_relay`].
     pub relays_at_start: usize,
-}
-
-/// A `proxy-local` of the neighbourhood.
-#[derive(Debug)]
-pub struct Proxy {
-    program: Program<proxy_local::Running>,
 }
 
 /// A `peer-relay` of the neighbourhood, running or not.
@@ -283,64 +281,6 @@ impl Relay {
     }
 }
 
-impl Proxy {
-    async fn start(
-        user: &Profile,
-        listen: SocketAddr,
-        relays: &[SocketAddr],
-        scheduler: proxy_local::config::Scheduler,
-    ) -> anyhow::Result<Self> {
-        let config = proxy_local::Config {
-            listen: vec![proxy_local::Bind { address: listen, is_required: true }],
-            relays: relays.to_vec(),
-            discover: false,
-            scheduler,
-            // Everything here is on loopback, which the bypass would reach directly.
-            bypass: None,
-            limits: proxy_local::inbound::Limits { drain: DRAIN_TIME, ..Default::default() },
-            ..proxy_local::Config::new(vec![user.clone()])
-        };
-        let program = Program::start("proxy-local", move |shutdown| proxy_local::start(config, shutdown)).await?;
-        Ok(Self { program })
-    }
-
-    /// Where applications find it.
-    pub fn address(&self) -> SocketAddr {
-        self.program.running().listen_addresses()[0]
-    }
-
-    /// The paths in service.
-    pub fn active_paths(&self) -> usize {
-        self.status().paths.iter().filter(|path| path.state == "active").count()
-    }
-
-    /// What the proxy does now.
-    pub fn status(&self) -> proxy_local::Status {
-        self.program.running().status()
-    }
-
-    /// Waits until so many paths are in service.
-    ///
-    /// # Errors
-    /// If they are not within [`PATHS_TIME`].
-    pub async fn wait_for_paths(&self, count: usize) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATHS_TIME;
-        while self.active_paths() < count {
-            anyhow::ensure!(Instant::now() < deadline, "{} of {count} paths came up: {:?}", self.active_paths(), self.status());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
-    }
-
-    /// Asks it to drain, and waits.
-    ///
-    /// # Errors
-    /// If it fails to drain in time.
-    pub async fn stop(self) -> anyhow::Result<()> {
-        self.program.stop(proxy_local::Running::wait).await
-    }
-}
-
 /// The ports that `reconst` takes, free on its own address and on each line's.
 struct Ports {
     login: u16,
@@ -354,17 +294,6 @@ impl Ports {
     }
 }
 
-/// A UDP port that is free on all of `ips` and was never given before in this process: below those that systems give out of
-/// themselves, so that no other socket takes it before it is bound.
-fn take_port(ips: &[IpAddr]) -> Option<u16> {
-    let mut taken = TAKEN_PORTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let mut random = rand::rng();
-    let mut candidates = (0..PORT_TRIES).map(|_| random.random_range(PORTS));
-    candidates.find(|&port| ips.iter().all(|&ip| UdpSocket::bind((ip, port)).is_ok()) && taken.insert(port))
-}
-
-static TAKEN_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-
 fn state_dir(directory: &TempDir) -> PathBuf {
     directory.path().join("reconst")
 }
@@ -376,22 +305,6 @@ fn line_ip(number: usize) -> IpAddr {
 fn name(text: &str) -> Name {
     text.parse().expect("names here are of letters and digits")
 }
-
-const RECONST_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const RELAY_IP: IpAddr = RECONST_IP;
-/// Not `reconst`'s own address, to which it dials no flow.
-const CONTENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));
-/// Below Linux's range of ephemeral ports, which begins at 32768.
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
-const PORT_TRIES: usize = 200;
-/// Far more than the handshakes over the slowest line take.
-const PATHS_TIME: Duration = Duration::from_secs(30);
-/// What is open when a neighbourhood ends is nobody's.
-const DRAIN_TIME: Duration = Duration::from_secs(1);
-/// Fine enough that rates of 50:1 are told apart.
-const WEIGHT_OF_BEST: f64 = 100.0;
-/// Spreads seeds so that neighbourhoods of neighbouring seeds share no line's.
-const LINES_SEEDED: u64 = 1_000;
 
 /// A `reconst` that reaches this content server beside what it always does.
 async fn start_reconst(state: &Path, content: IpAddr, scheduler: Policy) -> anyhow::Result<Program<reconst::Running>> {
@@ -423,3 +336,14 @@ fn weights(scene: &Scene, line: &SceneLine) -> Weights {
     };
     Weights { up: weight(Way::Up), down: weight(Way::Down) }
 }
+
+const RECONST_IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const RELAY_IP: IpAddr = RECONST_IP;
+/// Not `reconst`'s own address, to which it dials no flow.
+const CONTENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));
+/// What is open when a neighbourhood ends is nobody's.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// Fine enough that rates of 50:1 are told apart.
+const WEIGHT_OF_BEST: f64 = 100.0;
+/// Spreads seeds so that neighbourhoods of neighbouring seeds share no line's.
+const LINES_SEEDED: u64 = 1_000;
