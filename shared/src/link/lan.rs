@@ -114,7 +114,7 @@ pub async fn request_service(
         if Instant::now() >= deadline {
             return Err(asking.problem);
         }
-        pause = if is_answered { FIRST_PAUSE } else { pause * 2 };
+        pause = if is_answered { FIRST_PAUSE } else { (pause * 2).min(LAST_PAUSE) };
     }
 }
 
@@ -194,6 +194,9 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The first wait for an answer, doubled with each that does not come; a LAN answers in a few milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest wait: a relay that was started again is asked within it.
+const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The wait after a refusal that will not last.
 const REFUSED_PAUSE: Duration = Duration::from_millis(250);

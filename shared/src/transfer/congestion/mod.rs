@@ -14,10 +14,13 @@
 //!
 //! Bytes here are whole packets, headers included. Which bytes are sent is not decided here.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+mod filters;
+mod pacer;
+
+use std::time::{Duration, Instant};
+
+use filters::{DelayFilter, MinFilter, Rate, RateFilter};
+use pacer::Pacer;
 
 /// Congestion control of one path.
 #[derive(Debug)]
@@ -205,7 +208,7 @@ impl Congestion {
     pub fn on_revival(&mut self) {
         self.phase = Phase::SlowStart;
         self.slow_start_window = INITIAL_WINDOW_BYTES;
-        self.rates = RateFilter { delivered: self.rates.delivered, ..RateFilter::default() };
+        self.rates.forget();
         self.delay = DelayFilter::default();
         self.round = Round::default();
         self.braking = None;
@@ -371,200 +374,3 @@ pub(super) fn duration(seconds: f64) -> Duration {
 
 /// No wait or queue is believed to be longer, in seconds.
 const LONGEST: f64 = 3600.0;
-
-/// One-way delay above the least seen lately.
-#[derive(Debug, Default)]
-struct DelayFilter {
-    /// Arrival less sending, microseconds between two clocks of unknown difference: the least of the span before and of this one.
-    span_before: Option<i64>,
-    span_now: Option<i64>,
-    recent: VecDeque<i64>,
-    /// The mean difference between a sample and the one before, microseconds, smoothed.
-    jitter_us: f64,
-}
-
-/// Samples of which the least counts: one that met a busy machine doesn't look like a queue.
-const RECENT_SAMPLES: usize = 4;
-
-impl DelayFilter {
-    /// Adds a sample; gives its queue in seconds.
-    fn push(&mut self, delay_us: i64) -> f64 {
-        self.span_now = Some(self.span_now.map_or(delay_us, |least| least.min(delay_us)));
-        if let Some(before) = self.recent.back() {
-            self.jitter_us += ((delay_us - before).abs() as f64 - self.jitter_us) / 32.0;
-        }
-        if self.recent.len() == RECENT_SAMPLES {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(delay_us);
-        (delay_us - self.least()) as f64 / 1e6
-    }
-
-    /// The least queue of the last few samples, in seconds.
-    fn recent(&self) -> f64 {
-        // A sample may be older than the spans that count, and less than the least of them.
-        self.recent.iter().min().map_or(0.0, |&delay_us| (delay_us - self.least()).max(0) as f64 / 1e6)
-    }
-
-    fn jitter(&self) -> f64 {
-        self.jitter_us / 1e6
-    }
-
-    fn is_full(&self) -> bool {
-        self.recent.len() == RECENT_SAMPLES
-    }
-
-    fn begin_span(&mut self) {
-        self.span_before = self.span_now.take();
-    }
-
-    fn rebase(&mut self) {
-        self.span_before = None;
-        self.span_now = self.recent.iter().min().copied();
-    }
-
-    fn least(&self) -> i64 {
-        match (self.span_before, self.span_now) {
-            (Some(before), Some(now)) => before.min(now),
-            (before, now) => before.or(now).unwrap_or(0),
-        }
-    }
-}
-
-/// The least of the span before and of this one.
-#[derive(Debug, Default)]
-struct MinFilter {
-    span_before: Option<f64>,
-    span_now: Option<f64>,
-}
-
-impl MinFilter {
-    fn push(&mut self, value: f64) {
-        self.span_now = Some(self.span_now.map_or(value, |least| least.min(value)));
-    }
-
-    fn begin_span(&mut self) {
-        self.span_before = self.span_now.take();
-    }
-
-    fn least(&self) -> Option<f64> {
-        match (self.span_before, self.span_now) {
-            (Some(before), Some(now)) => Some(before.min(now)),
-            (before, now) => before.or(now),
-        }
-    }
-}
-
-/// The delivery rate over the last round trip, on the receiver's clock.
-#[derive(Debug, Default)]
-struct RateFilter {
-    /// Bytes delivered so far.
-    delivered: u64,
-    /// Until so many bytes are delivered the sender was short of data at times.
-    app_limited_until: u64,
-    points: VecDeque<RatePoint>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct RatePoint {
-    received_at_us: u64,
-    sent_at_us: u64,
-    delivered: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Rate {
-    bytes_per_second: f64,
-    is_app_limited: bool,
-}
-
-/// A rate is measured over at least this many bytes and seconds: fewer say more of timers than of the line.
-const RATE_BYTES: u64 = 4 * PACKET_BYTES as u64;
-const RATE_SPAN_US: u64 = 8_000;
-
-/// Points remembered, at most.
-const RATE_POINTS: usize = 256;
-
-impl RateFilter {
-    fn push(&mut self, received_at_us: u64, sent_at_us: u64, span: Duration) -> Option<Rate> {
-        if self.points.back().is_some_and(|last| received_at_us <= last.received_at_us) {
-            return None;
-        }
-        let point = RatePoint { received_at_us, sent_at_us, delivered: self.delivered };
-        self.points.push_back(point);
-        let span_us = (span.as_micros() as u64).max(RATE_SPAN_US);
-        while self.points.len() > 2 {
-            let second = self.points[1];
-            let is_enough = received_at_us - second.received_at_us >= span_us && point.delivered - second.delivered >= RATE_BYTES;
-            if !is_enough && self.points.len() <= RATE_POINTS {
-                break;
-            }
-            self.points.pop_front();
-        }
-        let first = self.points[0];
-        let elapsed_us = (received_at_us - first.received_at_us).max(sent_at_us.saturating_sub(first.sent_at_us));
-        let bytes = point.delivered - first.delivered;
-        if bytes < RATE_BYTES || elapsed_us < RATE_SPAN_US / 2 {
-            return None;
-        }
-        Some(Rate { bytes_per_second: bytes as f64 * 1e6 / elapsed_us as f64, is_app_limited: first.delivered < self.app_limited_until })
-    }
-
-    fn on_app_limited(&mut self, in_flight: u64) {
-        self.app_limited_until = self.delivered + in_flight.max(1);
-    }
-}
-
-/// A token bucket: what the pace allows, saved up for at most a timer's tick.
-#[derive(Debug, Default)]
-struct Pacer {
-    tokens: f64,
-    refilled_at: Option<Instant>,
-}
-
-/// What may leave at once: the pace of this time, at least so many packets. Timers tick in milliseconds and fire late on a busy machine.
-const BURST: Duration = Duration::from_millis(4);
-const BURST_PACKETS: f64 = 2.0;
-
-/// The least wait: a fraction of a byte that is lacking would round to none at all, and the timer would never rest.
-const LEAST_WAIT: Duration = Duration::from_micros(1);
-
-impl Pacer {
-    fn ready(&mut self, now: Instant, bytes: f64, pace: f64) -> Result<(), Instant> {
-        let burst = (pace * BURST.as_secs_f64()).max(BURST_PACKETS * PACKET_BYTES);
-        let elapsed = self.refilled_at.map_or(BURST, |at| now.saturating_duration_since(at));
-        self.tokens = (self.tokens + pace * elapsed.as_secs_f64()).min(burst);
-        self.refilled_at = Some(now);
-        if self.tokens >= bytes.min(burst) {
-            return Ok(());
-        }
-        let wait = duration((bytes - self.tokens) / pace.max(1.0));
-        Err(now + wait.max(LEAST_WAIT))
-    }
-
-    fn spend(&mut self, bytes: f64) {
-        self.tokens -= bytes;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_queue_is_less_than_none_though_its_samples_are_older_than_the_spans() {
-        let mut delay = DelayFilter::default();
-        delay.push(1_000);
-        delay.begin_span();
-        delay.push(5_000);
-        delay.begin_span();
-        assert_eq!(delay.recent(), 0.0);
-    }
-
-    #[test]
-    fn a_pacer_that_lacks_a_fraction_of_a_byte_waits() {
-        let now = Instant::now();
-        let mut pacer = Pacer { tokens: 1500.0 - 1e-9, refilled_at: Some(now) };
-        assert!(pacer.ready(now, 1500.0, 1e9).is_err_and(|at| at > now));
-    }
-}

@@ -1,0 +1,399 @@
+//! A session: flows in, datagrams out, over all paths; the same core on both ends.
+//!
+//! The contract: feed it with the `handle_*` and flow methods, then drain [`Session::poll_transmit`] and [`Session::poll_event`]
+//! until both are empty, then call [`Session::handle_timeout`] no later than [`Session::poll_timeout`]. It holds that
+//! * every byte that a flow takes comes out at the other end once and in order, whatever the paths do, or the flow is aborted;
+//! * memory is bounded: per flow by its credit, per session by [`Limits`];
+//! * nothing a peer sends panics; what breaks the rules ends the flow, or with [`SessionError`] the session.
+//!
+//! It opens no path and knows no socket: the driver adds paths that are authenticated and removes those that are gone. What arrives is
+//! worked in by `receive`, what leaves is put together by `transmit`.
+
+mod receive;
+mod transmit;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::{
+    control::{AbortCode, MessageReader},
+    flow::Flow,
+    packet::{DatagramReader, Frame},
+    path::{Path, PathInfo, PathState, PathStatus},
+    ranges::RangeSet,
+    reorder::ReorderError,
+    schedule::{Candidate, Class, Policy, Scheduler},
+};
+use crate::{
+    ids::{FlowId, PathId},
+    wire::{VARINT_MAX, WireError},
+};
+
+/// Which end of a session this is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Side {
+    /// `proxy-local`: opens flows and paths.
+    Proxy,
+    /// `reconst`.
+    Reconst,
+}
+
+/// What a session may take up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Flows at once. Too few refuse a browser's many tabs; each costs at most its window.
+    pub flows: usize,
+    /// The credit that a flow begins with, in bytes, on both ends: part of the protocol. Smaller stalls the first round trips.
+    pub initial_window: u64,
+    /// The credit that a flow grows to. Below the sum of the rates × the longest round trip, it caps a flow's rate.
+    pub max_window: u64,
+    /// The credit that all flows together get beyond their initial windows.
+    pub window_growth: u64,
+    /// The time without tracked datagrams after which an idle path is pinged; `None` leaves it to the other end.
+    pub keep_alive: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { flows: 4096, initial_window: 256 << 10, max_window: 16 << 20, window_growth: 128 << 20, keep_alive: None }
+    }
+}
+
+/// A session can't go on: the other end broke the rules.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum SessionError {
+    /// A datagram that can't be read.
+    #[error("the other end sent a malformed datagram: {0}")]
+    Malformed(#[from] WireError),
+    /// The control flow overran its window or was ended.
+    #[error("the other end broke the control flow: {0}")]
+    Control(ReorderError),
+    /// Flow numbers far apart.
+    #[error("the other end's flow numbers are too far apart")]
+    FlowNumbers,
+}
+
+/// A datagram to send.
+#[derive(Debug)]
+pub struct Transmit {
+    /// The path that takes it.
+    pub path: PathId,
+    /// Its bytes, at most what the path takes.
+    pub datagram: Bytes,
+}
+
+/// What the driver is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The other end opened a flow.
+    Opened(FlowId),
+    /// There is something to read, the end or an abort included.
+    Readable(FlowId),
+    /// There is room to write, or the flow is aborted.
+    Writable(FlowId),
+    /// A path's state changed.
+    Path(PathId, PathState),
+}
+
+/// What a read gives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Read {
+    /// The next bytes.
+    Bytes(Bytes),
+    /// Nothing yet.
+    Blocked,
+    /// The flow's end.
+    End,
+    /// The flow was aborted.
+    Aborted(AbortCode),
+}
+
+/// A session's figures.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SessionCounters {
+    /// Flow bytes acknowledged by the other end, each once.
+    pub delivered_bytes: u64,
+    /// Flow bytes read by the application, each once.
+    pub read_bytes: u64,
+    /// Flows opened.
+    pub flows: u64,
+}
+
+/// One end of a session.
+#[derive(Debug)]
+pub struct Session {
+    side: Side,
+    limits: Limits,
+    epoch: Instant,
+    /// The latest time that a caller has told.
+    clock: Instant,
+    paths: BTreeMap<PathId, Path>,
+    flows: BTreeMap<FlowId, Flow>,
+    control_in: MessageReader,
+    next_flow: u64,
+    closed: RangeSet,
+    /// Flows with something to send, by class.
+    waiting: BTreeMap<Class, VecDeque<FlowId>>,
+    /// Flows that owe the other end a word about credit, and aborts to tell.
+    credit_owed: BTreeSet<FlowId>,
+    aborts_owed: VecDeque<(FlowId, AbortCode)>,
+    /// Credit given beyond the flows' initial windows.
+    grown: u64,
+    scheduler: Scheduler,
+    candidates: Vec<Candidate>,
+    /// Datagrams that left their path before the driver asked: copies.
+    outbox: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    /// When a path that only its pace holds back may send what waits.
+    paced_until: Option<Instant>,
+    counters: SessionCounters,
+}
+
+/// Flow 0's window: the most control bytes that the other end may lack. The receiver reads them at once, so that it needs no credit.
+const CONTROL_WINDOW: u64 = 256 << 10;
+
+impl Session {
+    /// A session without paths.
+    pub fn new(now: Instant, side: Side, policy: Policy, limits: Limits) -> Self {
+        let mut control = Flow::new(CONTROL_WINDOW);
+        control.send.on_credit(VARINT_MAX);
+        let flows = BTreeMap::from([(FlowId::CONTROL, control)]);
+        Self {
+            side,
+            limits,
+            epoch: now,
+            clock: now,
+            paths: BTreeMap::new(),
+            flows,
+            control_in: MessageReader::default(),
+            next_flow: 1,
+            closed: RangeSet::default(),
+            waiting: BTreeMap::new(),
+            credit_owed: BTreeSet::new(),
+            aborts_owed: VecDeque::new(),
+            grown: 0,
+            scheduler: Scheduler::new(policy),
+            candidates: Vec::new(),
+            outbox: VecDeque::new(),
+            events: VecDeque::new(),
+            paced_until: None,
+            counters: SessionCounters::default(),
+        }
+    }
+
+    /// Adds a path that the driver has authenticated. Its number must be new to the session.
+    pub fn add_path(&mut self, now: Instant, id: PathId, info: PathInfo) {
+        self.paths.insert(id, Path::new(now, id, info));
+        self.events.push_back(Event::Path(id, PathState::Active));
+    }
+
+    /// Removes a path that is gone; what it held goes out elsewhere.
+    pub fn remove_path(&mut self, id: PathId) {
+        let Some(mut path) = self.paths.remove(&id) else { return };
+        let pieces = path.recovery.give_up();
+        self.requeue(&pieces);
+    }
+
+    /// Follows a change of the path's largest datagram.
+    pub fn set_max_datagram(&mut self, id: PathId, bytes: usize) {
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.max_datagram_bytes = bytes;
+        }
+    }
+
+    /// Follows a change of the path's weight.
+    pub fn set_weight(&mut self, id: PathId, weight: u32) {
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.weight = weight.max(1);
+        }
+    }
+
+    /// Opens a flow; `None` if as many are open as the limit allows. Only [`Side::Proxy`] does.
+    pub fn open(&mut self) -> Option<FlowId> {
+        debug_assert_eq!(self.side, Side::Proxy);
+        if self.flows.len() > self.limits.flows {
+            return None;
+        }
+        let id = FlowId(self.next_flow);
+        self.next_flow += 1;
+        self.flows.insert(id, Flow::new(self.limits.initial_window));
+        self.counters.flows += 1;
+        Some(id)
+    }
+
+    /// Takes as many of `bytes` as there is room for; 0 means that [`Event::Writable`] will tell of room.
+    ///
+    /// # Errors
+    /// The reason, if the flow was aborted or is none of this session.
+    pub fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, AbortCode> {
+        let unsent_limit = self.unsent_limit();
+        let flow = self.flows.get_mut(&id).ok_or(AbortCode::Reset)?;
+        if let Some(code) = flow.aborted {
+            return Err(code);
+        }
+        if flow.send.is_finished() {
+            return Err(AbortCode::Protocol);
+        }
+        let room = unsent_limit.saturating_sub(flow.send.unsent()) as usize;
+        let taken = bytes.len().min(room);
+        flow.send.write(&bytes[..taken]);
+        flow.writer_waits = taken < bytes.len();
+        self.enqueue(id);
+        Ok(taken)
+    }
+
+    /// Ends the outgoing half of a flow behind what was written.
+    pub fn finish(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && flow.aborted.is_none()
+        {
+            flow.send.finish();
+            self.enqueue(id);
+        }
+    }
+
+    /// Takes the next bytes of a flow, at most `max`.
+    pub fn read(&mut self, id: FlowId, max: usize) -> Read {
+        let growth_left = self.limits.window_growth.saturating_sub(self.grown);
+        let longest_rtt = self.paths.values().map(|path| path.recovery.rtt().smoothed()).max().unwrap_or_default();
+        let Some(flow) = self.flows.get_mut(&id) else { return Read::Aborted(AbortCode::Reset) };
+        if let Some(code) = flow.aborted {
+            return Read::Aborted(code);
+        }
+        let Some(bytes) = flow.receive.read(max) else {
+            return if flow.receive.is_consumed() { Read::End } else { Read::Blocked };
+        };
+        self.counters.read_bytes += bytes.len() as u64;
+        self.grown += flow.give_credit(self.clock, longest_rtt, self.limits.max_window, growth_left);
+        if flow.owes_credit {
+            self.credit_owed.insert(id);
+        }
+        Read::Bytes(bytes)
+    }
+
+    /// Lets go of a flow: the session finishes it alone if both halves were brought to their end, else aborts it.
+    pub fn release(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(&id) else { return };
+        flow.is_released = true;
+        if flow.aborted.is_none() && !(flow.send.is_finished() && flow.receive.is_consumed()) {
+            flow.abort(AbortCode::Reset);
+            self.aborts_owed.push_back((id, AbortCode::Reset));
+        }
+        self.forget_if_over(id);
+    }
+
+    /// Aborts every flow, on this end alone: the session is over.
+    pub fn abort_all(&mut self, code: AbortCode) {
+        let ids: Vec<FlowId> = self.flows.keys().copied().collect();
+        for id in ids {
+            self.abort_flow(id, code);
+        }
+    }
+
+    /// Works a datagram in that arrived by `path`.
+    ///
+    /// # Errors
+    /// If the other end broke the rules in a way that the session can't go on.
+    pub fn handle_datagram(&mut self, now: Instant, path: PathId, datagram: Bytes) -> Result<(), SessionError> {
+        self.clock = now;
+        let len = datagram.len() as u64;
+        let (frames, seq) = DatagramReader::new(datagram)?;
+        let mut is_taken = true;
+        let mut flow_bytes = 0;
+        for frame in frames {
+            match frame? {
+                Frame::Ping => {}
+                Frame::Ack(ack) => self.handle_ack(now, &ack),
+                Frame::Chunk(chunk) => {
+                    flow_bytes += chunk.bytes.len() as u64;
+                    is_taken &= self.handle_chunk(chunk)?;
+                }
+            }
+        }
+        let Some(path) = self.paths.get_mut(&path) else { return Ok(()) };
+        path.counters.received_datagrams += 1;
+        path.counters.received_bytes += len;
+        path.counters.received_flow_bytes += flow_bytes;
+        path.on_heard(now);
+        if let Some(seq) = seq
+            && is_taken
+        {
+            let delay = super::acks::max_delay(path.recovery.rtt().smoothed());
+            if !path.acks.on_received(now, seq, delay) {
+                path.acks.ask_again(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the next datagram to send at `now`.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        if let Some(transmit) = self.outbox.pop_front() {
+            return Some(transmit);
+        }
+        self.put_control_together();
+        self.transmit_ack(now).or_else(|| self.transmit_ping(now)).or_else(|| self.transmit_chunks(now))
+    }
+
+    /// Gives the next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Session::handle_timeout`] is to be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let of_path = |path: &Path| {
+            let probe_timeout = if path.is_active() { path.recovery.probe_timeout_at() } else { None };
+            [path.acks.due(), path.recovery.loss_at(), probe_timeout, path.ping_at(self.limits.keep_alive)].into_iter().flatten().min()
+        };
+        self.paths.values().filter_map(of_path).chain(self.paced_until).min()
+    }
+
+    /// Does what is due at `now`. What it leads to comes out of [`Session::poll_transmit`].
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let due: Vec<PathId> = self.paths.keys().copied().collect();
+        for id in due {
+            let Some(path) = self.paths.get_mut(&id) else { continue };
+            if path.recovery.loss_at().is_some_and(|at| at <= now) {
+                let outcome = path.recovery.on_loss_timeout(now);
+                self.settle(now, id, outcome, None);
+            }
+            let Some(path) = self.paths.get_mut(&id) else { continue };
+            if path.is_active() && path.recovery.probe_timeout_at().is_some_and(|at| at <= now) {
+                let pieces = path.become_suspect(now);
+                self.events.push_back(Event::Path(id, PathState::Suspect));
+                self.requeue(&pieces);
+            }
+        }
+    }
+
+    /// The figures of each path.
+    pub fn path_status(&self) -> Vec<PathStatus> {
+        self.paths.values().map(Path::status).collect()
+    }
+
+    /// The session's figures.
+    pub fn counters(&self) -> SessionCounters {
+        self.counters
+    }
+
+    /// The number of flows open now.
+    pub fn open_flows(&self) -> usize {
+        self.flows.len() - 1
+    }
+
+    /// Whether any path is in service.
+    pub fn has_active_path(&self) -> bool {
+        self.paths.values().any(Path::is_active)
+    }
+
+    /// The memory that received and unsent flow bytes take, bookkeeping included.
+    pub fn memory_bytes(&self) -> u64 {
+        self.flows.values().map(|flow| flow.receive.memory_bytes() + flow.send.retained()).sum()
+    }
+}

@@ -1,0 +1,289 @@
+//! What a session sends: acknowledgements and pings when they are due, chunks when a path may send, late ones again on another path.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::{CONTROL_WINDOW, Event, Session, Transmit};
+use crate::{
+    ids::{FlowId, PathId},
+    transfer::{
+        control::Message,
+        packet::DatagramWriter,
+        path::{OVERHEAD_BYTES, PathState},
+        recovery::Pieces,
+        schedule::{Class, Pending},
+        send_buffer::Piece,
+    },
+};
+
+impl Session {
+    /// Puts a flow among those that wait for a path, if it has something to send.
+    pub(super) fn enqueue(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(&id) else { return };
+        if flow.queued.is_some() || !flow.send.has_piece() {
+            return;
+        }
+        let class = if id == FlowId::CONTROL { Class::Control } else { flow.class() };
+        flow.queued = Some(class);
+        self.waiting.entry(class).or_default().push_back(id);
+    }
+
+    /// Writes what is owed into the control flow, as late as possible, so that it is said once.
+    pub(super) fn put_control_together(&mut self) {
+        if self.credit_owed.is_empty() && self.aborts_owed.is_empty() {
+            return;
+        }
+        let control = &self.flows[&FlowId::CONTROL].send;
+        if control.unsent() > CONTROL_AHEAD || control.retained() > CONTROL_WINDOW - 2 * CONTROL_AHEAD {
+            return;
+        }
+        let mut bytes = Vec::new();
+        while bytes.len() < CONTROL_AHEAD as usize
+            && let Some((flow, code)) = self.aborts_owed.pop_front()
+        {
+            Message::Abort { flow, code }.encode(&mut bytes);
+        }
+        while bytes.len() < CONTROL_AHEAD as usize
+            && let Some(id) = self.credit_owed.pop_first()
+        {
+            if let Some(flow) = self.flows.get_mut(&id)
+                && std::mem::take(&mut flow.owes_credit)
+            {
+                Message::Credit { flow: id, limit: flow.receive.limit() }.encode(&mut bytes);
+            }
+        }
+        let control = self.flows.get_mut(&FlowId::CONTROL).expect("flow 0 is always there");
+        control.send.write(&bytes);
+        self.enqueue(FlowId::CONTROL);
+    }
+
+    pub(super) fn transmit_ack(&mut self, now: Instant) -> Option<Transmit> {
+        let id = self.paths.values().find(|path| path.acks.due().is_some_and(|due| due <= now))?.id;
+        let carrier = self.fastest_active().filter(|_| !self.paths[&id].is_active());
+        let path = self.paths.get_mut(&id).expect("found above");
+        let mut writer = DatagramWriter::new(path.max_datagram_bytes, None);
+        let (received_at, ranges) = path.acks.take()?;
+        let received_at_us = received_at.saturating_duration_since(self.epoch).as_micros() as u64;
+        let delay_us = now.saturating_duration_since(received_at).as_micros() as u64;
+        writer.put_ack(id, received_at_us, delay_us, ranges);
+        let datagram = writer.finish();
+        if let Some(carrier) = carrier
+            && self.paths[&carrier].max_datagram_bytes >= datagram.len()
+        {
+            self.count_sent(carrier, datagram.len());
+            self.outbox.push_back(Transmit { path: carrier, datagram: datagram.clone() });
+        }
+        self.count_sent(id, datagram.len());
+        Some(Transmit { path: id, datagram })
+    }
+
+    pub(super) fn transmit_ping(&mut self, now: Instant) -> Option<Transmit> {
+        let keep_alive = self.limits.keep_alive;
+        let id = self.paths.values().find(|path| path.ping_at(keep_alive).is_some_and(|at| at <= now))?.id;
+        let path = self.paths.get_mut(&id).expect("found above");
+        let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
+        writer.put_ping();
+        if path.on_ping_sent(now) {
+            self.events.push_back(Event::Path(id, PathState::Dead));
+        }
+        Some(self.send_tracked(now, id, writer, Pieces::default()))
+    }
+
+    pub(super) fn transmit_chunks(&mut self, now: Instant) -> Option<Transmit> {
+        self.look_at_paths(now);
+        let classes = [Class::Control, Class::Interactive, Class::Bulk];
+        for class in classes {
+            let Some(pending) = self.pending(class) else { continue };
+            let candidates = std::mem::take(&mut self.candidates);
+            let chosen = self.scheduler.choose(&candidates, pending);
+            let copy = chosen.and_then(|chosen| self.scheduler.choose_copy(&candidates, chosen));
+            self.candidates = candidates;
+            let Some(chosen) = chosen else { continue };
+            if let Some((transmit, pieces)) = self.fill_datagram(now, chosen, class) {
+                if let Some(copy) = copy {
+                    self.send_copy(now, copy, &pieces);
+                }
+                return Some(transmit);
+            }
+        }
+        let idle: Vec<(PathId, Duration)> = self.candidates.iter().filter(|c| c.may_send).map(|c| (c.path, c.arrival)).collect();
+        for (id, arrival) in idle {
+            if let Some(path) = self.paths.get_mut(&id) {
+                let in_flight = path.recovery.in_flight_bytes();
+                path.congestion.on_app_limited(in_flight);
+            }
+            if let Some(transmit) = self.reinject(now, id, arrival) {
+                return Some(transmit);
+            }
+        }
+        None
+    }
+
+    /// Renews the scheduler's view of the paths, and when the first of those that only their pace holds back may send.
+    pub(super) fn look_at_paths(&mut self, now: Instant) {
+        self.paced_until = None;
+        self.candidates.clear();
+        let something_waits = self.waiting.values().any(|flows| !flows.is_empty());
+        for path in self.paths.values_mut().filter(|path| path.is_active()) {
+            let (candidate, paced_until) = path.candidate(now);
+            self.candidates.push(candidate);
+            if something_waits && let Some(at) = paced_until {
+                self.paced_until = Some(self.paced_until.map_or(at, |earlier| earlier.min(at)));
+            }
+        }
+    }
+
+    /// What waits in `class` and those before it; `None` if nothing waits in `class` itself.
+    pub(super) fn pending(&mut self, class: Class) -> Option<Pending> {
+        if self.waiting.get(&class).is_none_or(VecDeque::is_empty) {
+            return None;
+        }
+        let unsent_limit = self.unsent_limit();
+        let mut bytes = 0;
+        let waiting = self.waiting.range(..=class).flat_map(|(_, flows)| flows);
+        for (place, id) in waiting.enumerate() {
+            let Some(flow) = self.flows.get(id) else { continue };
+            if flow.is_backlogged(unsent_limit) || place >= PENDING_LOOK_AHEAD {
+                return Some(Pending::Endless);
+            }
+            bytes += flow.send.ready() + WORTHWHILE_ROOM as u64;
+        }
+        Some(Pending::Bytes(bytes))
+    }
+
+    /// Fills a datagram for path `id` from the flows of `class` that wait, one after the other.
+    pub(super) fn fill_datagram(&mut self, now: Instant, id: PathId, class: Class) -> Option<(Transmit, Pieces)> {
+        let path = self.paths.get(&id)?;
+        let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
+        let mut pieces = Pieces::default();
+        let unsent_limit = self.unsent_limit();
+        while writer.is_empty() || writer.remaining() > WORTHWHILE_ROOM {
+            let Some(flow_id) = self.waiting.get_mut(&class).and_then(VecDeque::pop_front) else { break };
+            let Some(flow) = self.flows.get_mut(&flow_id) else { continue };
+            flow.queued = None;
+            let offset = flow.send.next_offset();
+            let whole = writer.chunk_room(flow_id, offset, false).unwrap_or(0);
+            if let Some(piece) = flow.send.cut(flow_id, whole) {
+                // The last chunk of a datagram needs no length.
+                let length_given = whole - piece.len as usize > WORTHWHILE_ROOM;
+                writer
+                    .put_chunk(flow_id, piece.offset, piece.fin, piece.len as usize, length_given, |out| flow.send.copy_into(&piece, out));
+                flow.on_sent(now, u64::from(piece.len));
+                pieces.push(piece);
+                if flow.writer_waits && flow.send.unsent() < unsent_limit / 2 {
+                    flow.writer_waits = false;
+                    self.events.push_back(Event::Writable(flow_id));
+                }
+            }
+            self.enqueue(flow_id);
+        }
+        if writer.is_empty() {
+            return None;
+        }
+        Some((self.send_tracked(now, id, writer, pieces.clone()), pieces))
+    }
+
+    /// Sends what is late on another path on idle path `id`, where it arrives after `arrival`.
+    pub(super) fn reinject(&mut self, now: Instant, id: PathId, arrival: Duration) -> Option<Transmit> {
+        let others: Vec<PathId> = self.paths.values().filter(|path| path.id != id && path.is_active()).map(|path| path.id).collect();
+        for other in others {
+            let pieces = self.paths.get_mut(&other).and_then(|path| path.take_late(now, arrival));
+            let Some(pieces) = pieces else { continue };
+            let (transmit, left) = self.send_again(now, id, &pieces);
+            // Their first path no longer answers for them.
+            self.requeue(&left);
+            if transmit.is_some() {
+                return transmit;
+            }
+        }
+        None
+    }
+
+    pub(super) fn send_copy(&mut self, now: Instant, id: PathId, pieces: &Pieces) {
+        let (transmit, _) = self.send_again(now, id, pieces);
+        self.outbox.extend(transmit);
+    }
+
+    /// Sends what the other end still lacks of `pieces` on path `id`, as far as one datagram takes it; gives the rest of them as well.
+    pub(super) fn send_again(&mut self, now: Instant, id: PathId, pieces: &Pieces) -> (Option<Transmit>, Vec<Piece>) {
+        let mut left = Vec::new();
+        let Some(path) = self.paths.get(&id) else { return (None, pieces.iter().collect()) };
+        let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
+        let mut sent = Pieces::default();
+        let mut bytes = 0;
+        let mut pieces = pieces.iter().peekable();
+        while let Some(piece) = pieces.next() {
+            let Some(flow) = self.flows.get(&piece.flow).filter(|flow| flow.aborted.is_none()) else { continue };
+            let Some(mut piece) = flow.send.missing_part(&piece) else { continue };
+            let length_given = pieces.peek().is_some();
+            let room = writer.chunk_room(piece.flow, piece.offset, length_given).filter(|room| *room > 0 || piece.len == 0);
+            let Some(room) = room else {
+                left.push(piece);
+                continue;
+            };
+            if piece.len as usize > room {
+                let taken = room as u32;
+                left.push(Piece { offset: piece.offset + u64::from(taken), len: piece.len - taken, ..piece });
+                piece = Piece { len: taken, fin: false, ..piece };
+            }
+            writer.put_chunk(piece.flow, piece.offset, piece.fin, piece.len as usize, length_given, |out| {
+                flow.send.copy_into(&piece, out);
+            });
+            bytes += u64::from(piece.len);
+            sent.push(piece);
+        }
+        if writer.is_empty() {
+            return (None, left);
+        }
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.counters.reinjected_bytes += bytes;
+        }
+        (Some(self.send_tracked(now, id, writer, sent)), left)
+    }
+
+    pub(super) fn send_tracked(&mut self, now: Instant, id: PathId, writer: DatagramWriter, pieces: Pieces) -> Transmit {
+        let datagram = writer.finish();
+        let path = self.paths.get_mut(&id).expect("the caller has looked it up");
+        let bytes = datagram.len() as u64 + OVERHEAD_BYTES;
+        let due = now + path.arrival(bytes);
+        path.recovery.on_sent(now, bytes as u32, due, pieces);
+        path.congestion.on_sent(now, bytes);
+        path.on_tracked_sent(now);
+        self.count_sent(id, datagram.len());
+        Transmit { path: id, datagram }
+    }
+
+    pub(super) fn count_sent(&mut self, id: PathId, bytes: usize) {
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.counters.sent_datagrams += 1;
+            path.counters.sent_bytes += bytes as u64;
+        }
+    }
+
+    pub(super) fn fastest_active(&self) -> Option<PathId> {
+        self.paths.values().filter(|path| path.is_active()).min_by_key(|path| path.congestion.min_rtt()).map(|path| path.id)
+    }
+
+    /// Bytes that a flow takes ahead of what is sent: what the paths carry in the time that the longest takes, twice, so that a path's
+    /// delay can be weighed against what is pending.
+    pub(super) fn unsent_limit(&self) -> u64 {
+        let active = || self.paths.values().filter(|path| path.is_active());
+        let rate: f64 = active().map(|path| path.congestion.capacity()).sum();
+        let longest = active().map(|path| path.congestion.min_rtt()).max().unwrap_or_default();
+        ((rate * longest.as_secs_f64()) as u64).clamp(UNSENT.0, UNSENT.1)
+    }
+}
+
+/// Control bytes written ahead of what has been sent: little, so that what is owed is put together late.
+const CONTROL_AHEAD: u64 = 4 << 10;
+
+/// Room in a datagram below which no further chunk is put into it.
+const WORTHWHILE_ROOM: usize = 64;
+
+/// Bytes that a flow takes from the application ahead of what is sent.
+const UNSENT: (u64, u64) = (256 << 10, 4 << 20);
+
+/// Waiting flows looked at for how much is pending; more than that is a lot.
+const PENDING_LOOK_AHEAD: usize = 32;
