@@ -19,7 +19,7 @@ use shared::{
     community::{hello::LineNumber, member::Name, profile::Profile},
     ids::{LanId, PathId, SessionId},
     link::{
-        CLOSE_LEAVING,
+        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_PROTOCOL,
         join::{self, JoinError},
         lan::{self, HelloError},
         session::SessionHandle,
@@ -185,6 +185,7 @@ struct Joined {
     id: PathId,
     connection: quinn::Connection,
     session: SessionHandle,
+    session_id: SessionId,
     weight_up: u32,
     line: LineLease,
 }
@@ -343,7 +344,7 @@ impl Inner {
         state.routes.insert(id, Route { relay: request.relay, address, line: welcome.line.0 });
         state.last_problem.remove(&address);
         drop(state);
-        Ok(Joined { id, connection, session, weight_up: u32::from(welcome.weights.up.value()), line })
+        Ok(Joined { id, connection, session, session_id: request.session, weight_up: u32::from(welcome.weights.up.value()), line })
     }
 
     fn lease_line(self: &Arc<Self>, key: LineKey) -> Result<LineLease, PathError> {
@@ -363,7 +364,7 @@ impl Inner {
         if state.session.id != lost {
             return;
         }
-        tracing::warn!("reconst has lost the session: its flows break, a new one begins");
+        tracing::warn!("the session is over: its flows break, a new one begins");
         let next = Current::new(self.policy, state.session.next_path);
         let old = std::mem::replace(&mut state.session, next);
         state.routes.clear();
@@ -387,11 +388,14 @@ impl Inner {
                     if is_same_line {
                         pause = LAST_PAUSE;
                     }
+                    if matches!(error, PathError::Join(JoinError::Refused(_))) {
+                        pause = REFUSED_PAUSE;
+                    }
                 }
             }
             let jittered = pause.mul_f64(rand::rng().random_range(0.75..1.25));
             tokio::time::sleep(jittered).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+            pause = (pause * 2).min(LAST_PAUSE.max(pause));
         }
     }
 
@@ -449,6 +453,9 @@ async fn keep_path(inner: Arc<Inner>, address: SocketAddr) {
         let next = tokio::select! {
             error = running => {
                 tracing::info!(%address, id = %joined.id, "path ended: {error}");
+                if ends_session(&error) {
+                    inner.begin_anew(joined.session_id);
+                }
                 None
             }
             replacement = inner.replacement(address, &joined) => Some(replacement),
@@ -461,6 +468,12 @@ async fn keep_path(inner: Arc<Inner>, address: SocketAddr) {
             }
         };
     }
+}
+
+/// Whether `reconst` closed a path because it has ended the whole session: the user was removed, or it holds that a rule was broken.
+fn ends_session(error: &quinn::ConnectionError) -> bool {
+    let quinn::ConnectionError::ApplicationClosed(close) = error else { return false };
+    [CLOSE_DENIED, CLOSE_PROTOCOL].map(VarInt::from_u32).contains(&close.error_code)
 }
 
 /// A socket for one path, as the LAN side of a relay sees it.
@@ -490,6 +503,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// The pauses between attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The pause after `reconst` has refused: only an operator can change that.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// Relays used at once.
 const MAX_RELAYS: usize = 64;

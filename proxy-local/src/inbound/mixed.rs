@@ -82,7 +82,7 @@ async fn connection<O: Outbound>(tcp: TcpStream, front: Arc<Front<O>>) {
     let _ = tcp.set_nodelay(true);
     let mut first = [0];
     let peeked = tokio::select! {
-        peeked = tokio::time::timeout(front.limits.idle, tcp.peek(&mut first)) => peeked,
+        peeked = tokio::time::timeout(front.limits.handshake, tcp.peek(&mut first)) => peeked,
         () = front.shutdown.draining() => return,
     };
     if !matches!(peeked, Ok(Ok(1))) {

@@ -248,7 +248,8 @@ fn drawn_limits(random: &mut StdRng) -> Limits {
     let initial_window = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 256 << 10][random.random_range(0..5)];
     let max_window = if random.random_bool(0.3) { initial_window } else { initial_window * random.random_range(1..=16) };
     let window_growth = [0, 64 << 10, 128 << 20, 128 << 20][random.random_range(0..4)];
-    Limits { flows: 64, initial_window, max_window, window_growth, keep_alive: None }
+    let retained = if max_window == initial_window { initial_window } else { 64 << 20 };
+    Limits { flows: 64, initial_window, max_window, window_growth, retained, keep_alive: None }
 }
 
 fn drawn_line(random: &mut StdRng) -> (Conditions, Conditions) {

@@ -54,13 +54,23 @@ pub struct Limits {
     pub max_window: u64,
     /// The credit that all flows together get beyond their initial windows.
     pub window_growth: u64,
+    /// Bytes that all flows together keep until they are acknowledged; beyond it each flow takes no more than a few. Below the sum of the rates ×
+    /// the longest round trip, it caps the session's rate.
+    pub retained: u64,
     /// The time without tracked datagrams after which an idle path is pinged; `None` leaves it to the other end.
     pub keep_alive: Option<Duration>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 4096, initial_window: 256 << 10, max_window: 16 << 20, window_growth: 128 << 20, keep_alive: None }
+        Self {
+            flows: 4096,
+            initial_window: 256 << 10,
+            max_window: 16 << 20,
+            window_growth: 128 << 20,
+            retained: 64 << 20,
+            keep_alive: None,
+        }
     }
 }
 
@@ -144,6 +154,8 @@ pub struct Session {
     aborts_owed: VecDeque<(FlowId, AbortCode)>,
     /// Credit given beyond the flows' initial windows.
     grown: u64,
+    /// Bytes written and not yet acknowledged, of all flows but the control flow.
+    retained: u64,
     scheduler: Scheduler,
     candidates: Vec<Candidate>,
     /// Datagrams that left their path before the driver asked: copies.
@@ -153,6 +165,9 @@ pub struct Session {
     paced_until: Option<Instant>,
     counters: SessionCounters,
 }
+
+/// Bytes that each flow may have unacknowledged however much the others have, so that none is shut out.
+const RETAINED_FLOOR: u64 = 32 << 10;
 
 /// Flow 0's window: the most control bytes that the other end may lack. The receiver reads them at once, so that it needs no credit.
 const CONTROL_WINDOW: u64 = 256 << 10;
@@ -177,6 +192,7 @@ impl Session {
             credit_owed: BTreeSet::new(),
             aborts_owed: VecDeque::new(),
             grown: 0,
+            retained: 0,
             scheduler: Scheduler::new(policy),
             candidates: Vec::new(),
             outbox: VecDeque::new(),
@@ -239,8 +255,13 @@ impl Session {
         if flow.send.is_finished() {
             return Err(AbortCode::Protocol);
         }
-        let room = unsent_limit.saturating_sub(flow.send.unsent()) as usize;
-        let taken = bytes.len().min(room);
+        let room = if self.retained < self.limits.retained {
+            unsent_limit.saturating_sub(flow.send.unsent())
+        } else {
+            RETAINED_FLOOR.saturating_sub(flow.send.retained())
+        };
+        let taken = bytes.len().min(room as usize);
+        self.retained += taken as u64;
         flow.send.write(&bytes[..taken]);
         flow.writer_waits = taken < bytes.len();
         self.enqueue(id);
@@ -281,6 +302,7 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id) else { return };
         flow.is_released = true;
         if flow.aborted.is_none() && !(flow.send.is_finished() && flow.receive.is_consumed()) {
+            self.retained -= flow.send.retained();
             flow.abort(AbortCode::Reset);
             self.aborts_owed.push_back((id, AbortCode::Reset));
         }

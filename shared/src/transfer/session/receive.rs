@@ -105,6 +105,7 @@ impl Session {
         if id == FlowId::CONTROL || flow.aborted.is_some() {
             return;
         }
+        self.retained -= flow.send.retained();
         flow.abort(code);
         self.events.push_back(Event::Readable(id));
         self.events.push_back(Event::Writable(id));
@@ -158,10 +159,25 @@ impl Session {
     pub(super) fn on_piece_acked(&mut self, piece: &Piece) {
         let Some(flow) = self.flows.get_mut(&piece.flow) else { return };
         let freed = flow.send.on_acked(piece);
-        if piece.flow != FlowId::CONTROL {
-            self.counters.delivered_bytes += freed;
+        if piece.flow == FlowId::CONTROL {
+            return;
+        }
+        self.counters.delivered_bytes += freed;
+        self.retained -= freed;
+        if freed > 0 && flow.writer_waits {
+            let unsent = flow.send.unsent();
+            if unsent < self.unsent_limit() / 2 {
+                self.wake_writer(piece.flow);
+            }
         }
         self.forget_if_over(piece.flow);
+    }
+
+    fn wake_writer(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.writer_waits = false;
+            self.events.push_back(Event::Writable(id));
+        }
     }
 
     pub(super) fn requeue(&mut self, pieces: &[Piece]) {
