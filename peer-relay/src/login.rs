@@ -68,7 +68,11 @@ impl Login {
             let ended = self.log_in(target).await;
             let was_logged_in = self.upstream.borrow().is_logged_in;
             let problem = format!("{:#}", ended.expect_err("a login only ever ends"));
-            tracing::warn!(line = self.line.0, reconst = %target, problem, "not logged in");
+            if self.upstream.borrow().problem.as_ref() == Some(&problem) {
+                tracing::debug!(line = self.line.0, reconst = %target, problem, "still not logged in");
+            } else {
+                tracing::warn!(line = self.line.0, reconst = %target, problem, "not logged in");
+            }
             self.upstream.send_modify(|upstream| {
                 upstream.is_logged_in = false;
                 upstream.problem = Some(problem);
@@ -158,8 +162,19 @@ fn explain(error: &ConnectionError) -> anyhow::Error {
                 _ => anyhow::anyhow!("reconst closed the login: {reason}"),
             }
         }
+        ConnectionError::TransportError(error) if is_about_certificates(error.code) => {
+            anyhow::anyhow!(
+                "reconst is not the one that made this profile, or the other way round: ask its operator for a new one ({error})"
+            )
+        }
         error => anyhow::anyhow!("the connection to reconst failed: {error}"),
     }
+}
+
+/// Whether a TLS alert (RFC 8446 §6.2) says that one end does not believe the other's certificate.
+fn is_about_certificates(code: quinn::TransportErrorCode) -> bool {
+    const ALERTS: [u8; 8] = [42, 43, 44, 45, 46, 48, 51, 116];
+    ALERTS.into_iter().any(|alert| code == quinn::TransportErrorCode::crypto(alert))
 }
 
 /// A login is one stream with little on it; it must not take the line from its users.

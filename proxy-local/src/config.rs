@@ -298,7 +298,9 @@ fn read_credentials(path: &Path) -> anyhow::Result<Credentials> {
 }
 
 fn relay(text: &str) -> anyhow::Result<SocketAddr> {
-    let relay = address(text, "--relay")?;
+    let unreadable =
+        || Failure::config(format!("--relay `{text}` is not an address with a port: write it as 10.0.1.3:7654 or [fe80::1]:7654"));
+    let relay: SocketAddr = text.parse().map_err(|_| unreadable())?;
     if relay.port() == 0 {
         return Err(
             Failure::config(format!("--relay {text}: a relay's port is never 0; it is 7654 unless its owner says otherwise")).into()

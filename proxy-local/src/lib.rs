@@ -31,6 +31,7 @@ pub mod discovery;
 pub mod inbound;
 pub mod outbound;
 pub mod paths;
+pub mod status;
 
 pub use config::{Bind, Config};
 

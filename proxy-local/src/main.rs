@@ -19,7 +19,13 @@ enum Command {
     /// Run the proxy until SIGTERM or Ctrl-C
     Run(#[command(flatten)] Options),
     /// Show what the running proxy does
-    Status(#[command(flatten)] Options),
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Check a configuration without starting
     Check(#[command(flatten)] Options),
     /// Print the completions for a shell
@@ -47,10 +53,11 @@ fn execute(command: Command) -> anyhow::Result<()> {
             let config = merged.into_config()?;
             runtime()?.block_on(run(config, options))
         }
-        Command::Status(options) => {
+        Command::Status { json, options } => {
             let address = options.with_file()?.admin_address()?;
-            let status = runtime()?.block_on(admin::fetch(address, "/status"));
-            print!("{}", status.map_err(|error| Failure::unavailable(error.to_string()))?);
+            let answer = runtime()?.block_on(admin::fetch(address, "/status"));
+            let answer = answer.map_err(|error| Failure::unavailable(error.to_string()))?;
+            print!("{}", if json { answer } else { proxy_local::status::text(&serde_json::from_str(&answer)?) });
             Ok(())
         }
         Command::Check(options) => {

@@ -19,7 +19,7 @@ use shared::{
     community::{hello::LineNumber, member::Name, profile::Profile},
     ids::{LanId, PathId, SessionId},
     link::{
-        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_PROTOCOL,
+        CLOSE_LEAVING,
         join::{self, JoinError},
         lan::{self, HelloError},
         session::SessionHandle,
@@ -65,7 +65,7 @@ struct State {
     lease_by_line: HashMap<LineKey, u64>,
     next_lease: u64,
     routes: HashMap<PathId, Route>,
-    last_problem: HashMap<SocketAddr, String>,
+    last_problem: HashMap<SocketAddr, Problem>,
 }
 
 /// The session that new paths join.
@@ -96,6 +96,14 @@ pub struct Route {
     pub address: SocketAddr,
     /// The line's number within the relay.
     pub line: u8,
+}
+
+/// Why there is no path through a relay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Problem {
+    text: String,
+    /// Whether it was `reconst` that said no.
+    is_refusal: bool,
 }
 
 /// A path's route and figures.
@@ -265,9 +273,20 @@ impl Paths {
     pub fn problems(&self) -> Vec<RelayProblem> {
         let state = self.inner.lock();
         let mut problems: Vec<_> =
-            state.last_problem.iter().map(|(&address, problem)| RelayProblem { address, problem: problem.clone() }).collect();
+            state.last_problem.iter().map(|(&address, problem)| RelayProblem { address, problem: problem.text.clone() }).collect();
         problems.sort_by_key(|problem| problem.address);
         problems
+    }
+
+    /// Why no flow can be opened and waiting is of no use: every relay was tried, and `reconst` refuses this user.
+    pub fn refusal(&self) -> Option<String> {
+        let state = self.inner.lock();
+        let is_hopeless = !state.keepers.is_empty()
+            && state.keepers.keys().all(|address| state.last_problem.get(address).is_some_and(|problem| problem.is_refusal));
+        if !is_hopeless {
+            return None;
+        }
+        state.last_problem.values().next().map(|problem| problem.text.clone())
     }
 
     /// Ends the session and all paths.
@@ -372,6 +391,13 @@ impl Inner {
         old.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is lost");
     }
 
+    /// Remembers why there is no path through the relay at `address`; gives whether that is news.
+    fn note_problem(&self, address: SocketAddr, error: &PathError) -> bool {
+        let is_refusal = matches!(error, PathError::Join(JoinError::Refused(_)));
+        let problem = Problem { text: error.to_string(), is_refusal };
+        self.lock().last_problem.insert(address, problem.clone()) != Some(problem)
+    }
+
     /// Connects until it succeeds, ever more rarely.
     async fn connect_until_joined(self: &Arc<Self>, address: SocketAddr) -> Joined {
         let mut pause = FIRST_PAUSE;
@@ -380,7 +406,7 @@ impl Inner {
                 Ok(joined) => return joined,
                 Err(error) => {
                     tracing::debug!(%address, %error, "no path");
-                    let changed = self.lock().last_problem.insert(address, error.to_string()).as_deref() != Some(&error.to_string());
+                    let changed = self.note_problem(address, &error);
                     let is_same_line = matches!(error, PathError::SameLine(_));
                     if changed && !is_same_line && !matches!(error, PathError::Join(JoinError::UnknownSession)) {
                         tracing::warn!(%address, "no path through this relay: {error}");
@@ -413,7 +439,7 @@ impl Inner {
                 Ok(joined) if dead.session.path_state(dead.id) != Some(PathState::Active) => return joined,
                 Ok(joined) => joined.connection.close(VarInt::from_u32(CLOSE_LEAVING), b"the path has come back"),
                 Err(error) => {
-                    self.lock().last_problem.insert(address, error.to_string());
+                    self.note_problem(address, &error);
                 }
             }
             pause = (pause * 2).min(LAST_PAUSE);
@@ -470,10 +496,10 @@ async fn keep_path(inner: Arc<Inner>, address: SocketAddr) {
     }
 }
 
-/// Whether `reconst` closed a path because it has ended the whole session: the user was removed, or it holds that a rule was broken.
+/// Whether `reconst` has closed a path that had joined. It does so only when it ends the whole session: the user was removed, a rule
+/// was broken, or it stops.
 fn ends_session(error: &quinn::ConnectionError) -> bool {
-    let quinn::ConnectionError::ApplicationClosed(close) = error else { return false };
-    [CLOSE_DENIED, CLOSE_PROTOCOL].map(VarInt::from_u32).contains(&close.error_code)
+    matches!(error, quinn::ConnectionError::ApplicationClosed(_))
 }
 
 /// A socket for one path, as the LAN side of a relay sees it.

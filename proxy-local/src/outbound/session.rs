@@ -15,7 +15,7 @@ use std::{
 
 use shared::{
     link::{open, stream::FlowStream},
-    target::{Refusal, Target},
+    target::{Refusal, RefusalKind, Target},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -65,6 +65,9 @@ impl Outbound for SessionOutbound {
     type Stream = SessionStream;
 
     async fn open(&self, target: Target) -> Result<Self::Stream, Refusal> {
+        if let Some(reason) = self.paths.refusal() {
+            return Err(Refusal::new(RefusalKind::Denied, reason));
+        }
         let mut flow = open::request_tcp(&self.paths.session(), &target).await?;
         if let Some(reached) = &self.reached
             && reached.contains(&target)

@@ -35,6 +35,10 @@ impl Resolver {
         };
         match timeout(LOOKUP_TIMEOUT, lookup).await {
             Ok(Ok(addresses)) => Ok(addresses),
+            // The system's resolver tells that no name server answers in words alone (EAI_AGAIN).
+            Ok(Err(error)) if error.to_string().contains("Temporary failure") => {
+                Err(Refusal::new(RefusalKind::TimedOut, format!("reconst's name server does not answer for {name}: try again in a moment")))
+            }
             Ok(Err(error)) => Err(Refusal::new(RefusalKind::NameNotFound, format!("{name} does not resolve: {error}"))),
             Err(_) => {
                 let seconds = LOOKUP_TIMEOUT.as_secs();

@@ -36,6 +36,12 @@ pub enum FileError {
         /// What the system says.
         problem: io::Error,
     },
+    /// A directory, a device.
+    #[error("{} is not a file: check the path", path.display())]
+    NotAFile {
+        /// What it was taken for.
+        path: PathBuf,
+    },
     /// Longer than [`FILE_BYTES_MAX`].
     #[error("{} is longer than {FILE_BYTES_MAX} bytes, so it is not the file that was meant: check the path", path.display())]
     Long {
@@ -87,7 +93,12 @@ impl FileError {
             Self::Mode { .. } => Exit::Permission,
             Self::Read { problem, .. } if problem.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
             Self::Profile { .. } => Exit::Data,
-            Self::Missing { .. } | Self::Read { .. } | Self::Long { .. } | Self::Role { .. } | Self::Config { .. } => Exit::Config,
+            Self::Missing { .. }
+            | Self::Read { .. }
+            | Self::Long { .. }
+            | Self::NotAFile { .. }
+            | Self::Role { .. }
+            | Self::Config { .. } => Exit::Config,
         }
     }
 }
@@ -147,7 +158,11 @@ fn read(path: &Path, file: File) -> Result<String, FileError> {
 fn check_owner_only(path: &Path, file: &File) -> Result<(), FileError> {
     use std::os::unix::fs::PermissionsExt;
 
-    let mode = file.metadata().map_err(|problem| FileError::Read { path: path.into(), problem })?.permissions().mode() & 0o7777;
+    let metadata = file.metadata().map_err(|problem| FileError::Read { path: path.into(), problem })?;
+    if !metadata.is_file() {
+        return Err(FileError::NotAFile { path: path.into() });
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(FileError::Mode { path: path.into(), mode });
     }

@@ -1,0 +1,90 @@
+//! What `status` prints for people; `--json` prints the same for programs.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+use shared::units::{Rate, Size};
+
+/// The running proxy's answer as text: where it listens, a row for each path, and what is wrong with which relay.
+pub fn text(status: &Value) -> String {
+    let mut out = String::new();
+    let listen: Vec<&str> = list(&status["listen"]).iter().filter_map(Value::as_str).collect();
+    let inbound = &status["inbound"];
+    let _ = writeln!(
+        out,
+        "listening on {}; {} connections open, {} flows so far, {} refused",
+        listen.join(" and "),
+        count(&inbound["connections"]),
+        count(&inbound["flows_opened"]),
+        count(&inbound["flows_refused"])
+    );
+    let paths = list(&status["paths"]);
+    if paths.is_empty() {
+        let _ = writeln!(out, "no path to reconst is up");
+    } else {
+        let _ = writeln!(
+            out,
+            "{:<16} {:<22} {:>4} {:<8} {:>8} {:>14} {:>10} {:>10} {:>6}",
+            "relay", "address", "line", "state", "rtt/ms", "rate up", "sent", "received", "lost"
+        );
+    }
+    for path in paths {
+        let rate = path["rate_up"].as_u64().map_or("unknown".into(), |bits_per_second| Rate { bits_per_second }.to_string());
+        let size = |value: &Value| Size { bytes: count(value) }.to_string();
+        let _ = writeln!(
+            out,
+            "{:<16} {:<22} {:>4} {:<8} {:>8.1} {:>14} {:>10} {:>10} {:>6}",
+            path["relay"].as_str().unwrap_or("?"),
+            path["address"].as_str().unwrap_or("?"),
+            count(&path["line"]),
+            path["state"].as_str().unwrap_or("?"),
+            path["rtt_ms"].as_f64().unwrap_or(0.0),
+            rate,
+            size(&path["up_bytes"]),
+            size(&path["down_bytes"]),
+            count(&path["lost_datagrams"])
+        );
+    }
+    for problem in list(&status["problems"]) {
+        let field = |name: &str| problem[name].as_str().unwrap_or("?").to_owned();
+        let _ = writeln!(out, "relay {}: {}", field("address"), field("problem"));
+    }
+    out
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn count(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_path_and_problem_has_its_line() {
+        let status = json!({
+            "listen": ["127.0.0.1:1080"],
+            "inbound": {"connections": 2, "flows_opened": 7, "flows_refused": 1},
+            "paths": [{"relay": "ann-pc", "address": "10.0.1.3:7654", "line": 1, "state": "active", "rtt_ms": 23.45, "rate_up": 9_800_000, "up_bytes": 12_000, "down_bytes": 3_400_000, "lost_datagrams": 4}],
+            "problems": [{"address": "10.0.1.4:7654", "problem": "relay 10.0.1.4:7654 does not answer"}],
+        });
+        let text = text(&status);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "listening on 127.0.0.1:1080; 2 connections open, 7 flows so far, 1 refused");
+        for part in ["ann-pc", "10.0.1.3:7654", "active", "23.4", "9.8 Mbit/s", "12.0 kB", "3.4 MB"] {
+            assert!(lines[2].contains(part), "{part} in {}", lines[2]);
+        }
+        assert_eq!(lines[3], "relay 10.0.1.4:7654: relay 10.0.1.4:7654 does not answer");
+    }
+
+    #[test]
+    fn an_answer_that_lacks_everything_is_still_text() {
+        assert!(text(&Value::Null).contains("no path to reconst is up"));
+    }
+}
