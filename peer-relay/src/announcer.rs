@@ -16,6 +16,7 @@ use shared::{
     community::{
         announce::{ANNOUNCE_PORT, AnnouncedLine, Announcement, AnnouncementKind, GROUP_V4, GROUP_V6, LineState, Stamp, unix_secs},
         hello::LineNumber,
+        login::ADDRESSES_MAX,
         weight::Weights,
     },
     link::tls::Signer,
@@ -50,8 +51,15 @@ pub(crate) struct LineToAnnounce {
     pub(crate) number: LineNumber,
     pub(crate) lan_address: SocketAddr,
     pub(crate) wan: WanBinding,
-    pub(crate) weights: Weights,
+    pub(crate) weights: watch::Receiver<Weights>,
     pub(crate) upstream: watch::Receiver<Upstream>,
+}
+
+impl LineToAnnounce {
+    /// Whether it serves.
+    pub(crate) fn state(&self) -> LineState {
+        if self.upstream.borrow().is_logged_in { LineState::Serving } else { LineState::Down }
+    }
 }
 
 /// Announces the lines of one relay.
@@ -59,16 +67,18 @@ pub(crate) struct Announcer {
     config: AnnounceConfig,
     signer: Signer,
     lines: Vec<LineToAnnounce>,
+    /// The addresses at which the lines are reached from elsewhere on the LAN.
+    addresses: watch::Sender<Vec<IpAddr>>,
     stamp: Stamp,
     /// What went wrong last time, so that a lasting trouble is logged once.
     troubles: BTreeSet<String>,
 }
 
 impl Announcer {
-    pub(crate) fn new(config: AnnounceConfig, signer: Signer, lines: Vec<LineToAnnounce>) -> Self {
+    pub(crate) fn new(config: AnnounceConfig, signer: Signer, lines: Vec<LineToAnnounce>, addresses: watch::Sender<Vec<IpAddr>>) -> Self {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let epoch = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
-        Self { config, signer, lines, stamp: Stamp { epoch, sequence: 0 }, troubles: BTreeSet::new() }
+        Self { config, signer, lines, stamp: Stamp { epoch, sequence: 0 }, addresses, troubles: BTreeSet::new() }
     }
 
     /// Announces until the program drains, then says goodbye.
@@ -76,12 +86,14 @@ impl Announcer {
         let mut tick = tokio::time::interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut upstreams: Vec<_> = self.lines.iter().map(|line| line.upstream.clone()).collect();
+        let mut weights: Vec<_> = self.lines.iter().map(|line| line.weights.clone()).collect();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.draining() => break,
                 _ = tick.tick() => (),
                 () = any_changed(&mut upstreams) => (),
+                () = any_changed(&mut weights) => (),
             }
             self.announce(AnnouncementKind::Active);
         }
@@ -96,12 +108,14 @@ impl Announcer {
 
     fn announce(&mut self, kind: AnnouncementKind) {
         let mut troubles = BTreeSet::new();
+        let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
+            troubles.insert(format!("can't list the network interfaces: {error}"));
+            Vec::new()
+        });
+        let suitable = self.suitable(&interfaces);
+        self.tell_addresses(&interfaces, &suitable);
         if self.config.multicast {
-            let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
-                troubles.insert(format!("can't list the network interfaces: {error}"));
-                Vec::new()
-            });
-            for interface in self.suitable(&interfaces) {
+            for interface in suitable {
                 if let Err(error) = self.announce_on(interface, kind) {
                     troubles.insert(format!("{} ({}): {error}", interface.name, interface.ip()));
                 }
@@ -116,6 +130,21 @@ impl Announcer {
             tracing::warn!("not announced on {trouble}");
         }
         self.troubles = troubles;
+    }
+
+    /// Tells the logins where the lines are reached: link-local addresses mean nothing to `reconst`.
+    fn tell_addresses(&self, interfaces: &[Interface], suitable: &[&Interface]) {
+        let names: BTreeSet<&str> = suitable.iter().map(|interface| interface.name.as_str()).collect();
+        let is_reached = |interface: &&Interface| {
+            let is_bound = self.lines.iter().any(|line| is_reached_at(line.lan_address, interface.ip()));
+            is_bound && names.contains(interface.name.as_str()) && !is_link_local(interface.ip())
+        };
+        let addresses: Vec<IpAddr> = interfaces.iter().filter(is_reached).map(Interface::ip).take(ADDRESSES_MAX).collect();
+        self.addresses.send_if_modified(|known| {
+            let is_new = *known != addresses;
+            *known = addresses;
+            is_new
+        });
     }
 
     fn announce_on(&mut self, interface: &Interface, kind: AnnouncementKind) -> io::Result<()> {
@@ -200,8 +229,14 @@ impl Announcer {
 }
 
 fn announced(line: &LineToAnnounce) -> AnnouncedLine {
-    let state = if line.upstream.borrow().is_logged_in { LineState::Serving } else { LineState::Down };
-    AnnouncedLine { number: line.number, port: line.lan_address.port(), weights: line.weights, state }
+    AnnouncedLine { number: line.number, port: line.lan_address.port(), weights: *line.weights.borrow(), state: line.state() }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 /// Whether a socket bound to `bound` gets what is sent to `address`.
@@ -213,22 +248,22 @@ fn is_reached_at(bound: SocketAddr, address: IpAddr) -> bool {
     }
 }
 
-async fn any_changed(upstreams: &mut [watch::Receiver<Upstream>]) {
-    let changed = |upstream: &watch::Receiver<Upstream>| {
-        let mut upstream = upstream.clone();
+async fn any_changed<T>(watched: &mut [watch::Receiver<T>]) {
+    let changed = |one: &watch::Receiver<T>| {
+        let mut one = one.clone();
         Box::pin(async move {
-            if upstream.changed().await.is_err() {
+            if one.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         })
     };
-    let mut changes: Vec<_> = upstreams.iter().map(changed).collect();
+    let mut changes: Vec<_> = watched.iter().map(changed).collect();
     std::future::poll_fn(|context| {
         let is_changed = changes.iter_mut().any(|change| change.as_mut().poll(context).is_ready());
         if is_changed { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
     })
     .await;
-    upstreams.iter_mut().for_each(watch::Receiver::mark_unchanged);
+    watched.iter_mut().for_each(watch::Receiver::mark_unchanged);
 }
 
 fn udp_socket(domain: Domain) -> io::Result<Socket> {

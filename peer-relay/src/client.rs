@@ -104,18 +104,20 @@ impl Client {
         self.common.totals.up.add(sent);
     }
 
-    /// Replaces the client's socket by one that leads to `reconst` if it leads elsewhere, or does not lead anywhere any more.
-    pub(crate) fn mend(&mut self, now: Instant, reconst: SocketAddr) {
+    /// Replaces the client's socket if it does not lead anywhere any more. It goes on leading to where its path was made, which
+    /// `reconst` serves for a while when the LAN moves: no other port knows that path.
+    pub(crate) fn mend(&mut self, now: Instant) {
         let is_due = self.is_broken && now.saturating_duration_since(self.opened) >= MEND_INTERVAL;
-        if self.reconst == reconst && !is_due {
+        if !is_due {
             return;
         }
         self.opened = now;
+        let reconst = self.reconst;
         match connect(&self.common.binding, reconst) {
             Ok(wan) => {
                 self.downward.abort();
                 self.downward = carry_down(&self.common, self.address, &wan, reconst, &self.carried);
-                (self.wan, self.reconst, self.is_broken) = (wan, reconst, false);
+                (self.wan, self.is_broken) = (wan, false);
                 tracing::debug!(client = %self.address.client, %reconst, "socket replaced");
             }
             Err(error) => {

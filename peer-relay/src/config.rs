@@ -1,6 +1,6 @@
 //! What a relay is told: its configuration, from flags and a file, valid before any socket opens.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use shared::{
     community::{
@@ -9,7 +9,7 @@ use shared::{
         profile::Profile,
         weight::Weights,
     },
-    service::Failure,
+    service::{Failure, StateFile},
 };
 
 use crate::{announcer::AnnounceConfig, line::WanBinding, share::ShareConfig};
@@ -32,6 +32,8 @@ pub struct Config {
     /// How long the relay goes on forwarding once it is to stop. Default 3 s; with 0 its users lose what is under way, much longer only
     /// delays the stop, which comes anyway when no traffic is left.
     pub drain: Duration,
+    /// The folder in which the lines' measured rates are remembered. Default none: they are measured anew after each start.
+    pub state: Option<PathBuf>,
     /// Where `status` is answered, a loopback address. Default nowhere.
     pub admin: Option<SocketAddr>,
 }
@@ -41,11 +43,11 @@ pub struct Config {
 pub struct LineConfig {
     /// The line's number, 1 to 255.
     pub number: LineNumber,
-    /// Where users reach it on the LAN. Default port 7654 on every address of the PC.
+    /// Where users reach it on the LAN. Default port 7654 on every address of the PC, 7655 for the second line and so on.
     pub lan_bind: Option<SocketAddr>,
     /// Which way its packets leave.
     pub wan: WanBinding,
-    /// Its weights. Default 1 and 1.
+    /// Its weights as far as the owner sets them; those that are guesses follow from what the line carries. Default guesses.
     pub weights: Weights,
     /// The most of it that is shared. Default all.
     pub share: ShareConfig,
@@ -62,8 +64,16 @@ impl Config {
             clients_max: AdmissionConfig::CLIENTS_MAX,
             client_idle: AdmissionConfig::IDLE,
             drain: Duration::from_secs(3),
+            state: None,
             admin: None,
         }
+    }
+
+    /// Where line `number` is remembered.
+    pub(crate) fn state_file(&self, number: LineNumber) -> Option<StateFile> {
+        let identity = &self.profile.identity;
+        let name = format!("relay-{}-{}-line{}.toml", identity.lan, identity.name, number.0);
+        StateFile::new(Some(self.state.as_deref()?), &name)
     }
 
     /// Whether the relay could start, as far as can be told without starting it.

@@ -69,7 +69,7 @@ pub(crate) struct LineCounters {
 pub(crate) struct Judge {
     pub(crate) signer: Signer,
     pub(crate) verifier: MemberVerifier,
-    pub(crate) weights: Weights,
+    pub(crate) weights: watch::Receiver<Weights>,
 }
 
 impl Forwarder {
@@ -111,7 +111,6 @@ impl Forwarder {
                     }
                 }
                 Some(judged) = self.judged.recv() => self.admit(judged),
-                Ok(()) = self.upstream.changed() => self.mend(),
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -190,8 +189,8 @@ impl Forwarder {
     }
 
     fn mend(&mut self) {
-        let (now, Some(reconst)) = (Instant::now(), self.upstream.borrow().data) else { return };
-        self.admission.clients_mut().for_each(|client| client.mend(now, reconst));
+        let now = Instant::now();
+        self.admission.clients_mut().for_each(|client| client.mend(now));
     }
 
     fn tick(&mut self) {
@@ -222,7 +221,8 @@ impl Judge {
                 let verified = self.verifier.verify(certificate, message, signature, UnixTime::now());
                 verified.inspect_err(|error| tracing::debug!(%error, "request for service")).ok()
             };
-            let verdict = hello.judge(self.weights, self.signer.certificate_der(), verify, |message| self.signer.sign(message));
+            let weights = *self.weights.borrow();
+            let verdict = hello.judge(weights, self.signer.certificate_der(), verify, |message| self.signer.sign(message));
             if judged.send(verdict).await.is_err() {
                 return;
             }

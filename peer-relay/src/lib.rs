@@ -10,7 +10,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use serde::Serialize;
 use shared::{
-    community::hello::{AdmissionConfig, LineNumber},
+    community::{
+        hello::{AdmissionConfig, LineNumber},
+        weight::Weights,
+    },
     link::tls::{MemberVerifier, Signer},
     service::{Exit, Failure, Shutdown, admin},
 };
@@ -27,6 +30,7 @@ mod forward;
 mod line;
 mod login;
 mod share;
+mod weights;
 
 pub use announcer::AnnounceConfig;
 pub use client::{CarriedStatus, DirectionStatus};
@@ -39,8 +43,9 @@ use announcer::{Announcer, LineToAnnounce};
 use batch::BatchSocket;
 use client::Common;
 use forward::{Forwarder, Judge, Register};
-use login::Login;
+use login::{Login, LoginLine};
 use share::Share;
+use weights::LineWeights;
 
 /// A relay at work. Dropping it stops it at once.
 #[derive(Debug)]
@@ -60,6 +65,7 @@ struct RunningLine {
     common: Arc<Common>,
     register: Arc<Register>,
     upstream: watch::Receiver<Upstream>,
+    weights: watch::Receiver<Weights>,
 }
 
 /// A relay's state, as `status` shows it.
@@ -82,6 +88,8 @@ pub struct LineStatus {
     pub is_logged_in: bool,
     /// Why not, or why not the last time.
     pub problem: Option<String>,
+    /// Its weights, and where they come from.
+    pub weights: Weights,
     /// Everything it has carried.
     pub carried: CarriedStatus,
     /// Packets dropped because their sender is not served.
@@ -115,20 +123,32 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let signer = Signer::from_profile(&config.profile).map_err(unusable)?;
     let verifier = MemberVerifier::new(&config.profile.authority_pem).map_err(unusable)?;
     let (mut tasks, mut lines, mut to_announce) = (JoinSet::new(), Vec::new(), Vec::new());
-    for line in &config.lines {
+    let addresses = watch::Sender::default();
+    for (line, default_port) in config.lines.iter().zip(DEFAULT_PORT..) {
         let (login, upstream) = Login::new(&config.profile, line.number, line.wan.clone()).map_err(unusable)?;
-        let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: line.weights };
-        let running = start_line(&config, line, judge, upstream, &mut tasks, &shutdown)?;
-        tasks.spawn(login.run());
-        to_announce.push(LineToAnnounce {
+        let weights = LineWeights::new(line.weights, config.state_file(line.number));
+        let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: weights.watch() };
+        let running = start_line(&config, line, default_port, judge, upstream, &mut tasks, &shutdown)?;
+        let announced = LineToAnnounce {
             number: line.number,
             lan_address: running.lan_address,
             wan: line.wan.clone(),
-            weights: line.weights,
+            weights: weights.watch(),
             upstream: running.upstream.clone(),
-        });
+        };
+        let (interval, common) = (config.announce.interval, Arc::clone(&running.common));
+        let addresses = addresses.subscribe();
+        tasks.spawn(login.run(LoginLine {
+            announced: announced.clone(),
+            addresses,
+            weights,
+            common,
+            interval,
+            shutdown: shutdown.clone(),
+        }));
         tracing::info!(relay = %signer.identity(), line = line.number.0, lan = %running.lan_address, wan = %line.wan, "line lent");
         lines.push(Arc::new(running));
+        to_announce.push(announced);
     }
     let admin_address = match config.admin {
         Some(address) => {
@@ -141,8 +161,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         }
         None => None,
     };
-    let is_announcing = config.announce.multicast || !config.announce.unicast.is_empty();
-    let announcer = is_announcing.then(|| tasks.spawn(Announcer::new(config.announce, signer, to_announce).run(shutdown.clone())));
+    let announcer = Announcer::new(config.announce, signer, to_announce, addresses);
+    let announcer = Some(tasks.spawn(announcer.run(shutdown.clone())));
     Ok(Running { lines, admin_address, tasks, announcer, drain: config.drain, shutdown })
 }
 
@@ -211,12 +231,14 @@ impl Running {
 fn start_line(
     config: &Config,
     line: &LineConfig,
+    default_port: u16,
     judge: Judge,
     upstream: watch::Receiver<Upstream>,
     tasks: &mut JoinSet<()>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<RunningLine> {
-    let lan = BatchSocket::new(line::open_lan(line.lan_bind)?)?;
+    let weights = judge.weights.clone();
+    let lan = BatchSocket::new(line::open_lan(line.lan_bind, default_port)?)?;
     let lan_address = lan.local_addr()?;
     let common = Arc::new(Common { lan, binding: line.wan.clone(), share: Share::new(line.share), totals: client::Carried::default() });
     let register = Arc::new(Register::default());
@@ -229,7 +251,7 @@ fn start_line(
     let forwarder =
         Forwarder::new(Arc::clone(&common), admission, &rand::random(), upstream.clone(), judge, Arc::clone(&register), shutdown.clone())?;
     tasks.spawn(forwarder.run());
-    Ok(RunningLine { number: line.number, lan_address, common, register, upstream })
+    Ok(RunningLine { number: line.number, lan_address, common, register, upstream, weights })
 }
 
 /// Waits until the announcer has said goodbye and no packet has come for [`QUIET`].
@@ -261,6 +283,7 @@ impl RunningLine {
             reconst: data,
             is_logged_in,
             problem,
+            weights: *self.weights.borrow(),
             carried: self.common.totals.status(),
             dropped_of_strangers: counters.strangers,
             admitted: counters.admission.admitted,

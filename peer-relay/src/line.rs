@@ -80,15 +80,15 @@ impl fmt::Display for WanBinding {
     }
 }
 
-/// The socket that a line's users send to: `bind`, or [`DEFAULT_PORT`] on every address of the PC, IPv6 included where there is any.
+/// The socket that a line's users send to: `bind`, or `default_port` on every address of the PC, IPv6 included where there is any.
 ///
 /// # Errors
 /// What to do about it, if the address can't be had.
-pub(crate) fn open_lan(bind: Option<SocketAddr>) -> Result<UdpSocket, Failure> {
+pub(crate) fn open_lan(bind: Option<SocketAddr>, default_port: u16) -> Result<UdpSocket, Failure> {
     if let Some(address) = bind {
         return try_open_lan(address).map_err(|error| bind_failure(address, "--lan-bind", &error));
     }
-    let any = |ip: IpAddr| SocketAddr::new(ip, DEFAULT_PORT);
+    let any = |ip: IpAddr| SocketAddr::new(ip, default_port);
     try_open_lan(any(Ipv6Addr::UNSPECIFIED.into())).or_else(|error| match error.kind() {
         io::ErrorKind::AddrInUse => Err(bind_failure(any(Ipv6Addr::UNSPECIFIED.into()), "--lan-bind", &error)),
         _ => {

@@ -1,14 +1,15 @@
 //! The relay's login at `reconst` over one line.
 //!
 //! Enters: the profile and the line. Leaves: where the paths of the relay's LAN are served ([`Upstream`]), now and whenever `reconst`
-//! moves it. Always holds: the login runs over the line itself, so that what it reaches the line reaches; a connection that ends is
+//! moves it; the line's rates as `reconst` measures them. Meanwhile `reconst` is told that the line is there, which its traffic says as
+//! well, and that it is about to leave. Always holds: the login runs over the line itself, so that what it reaches the line reaches; a connection that ends is
 //! made again, sooner or later by chance so that the relays of a LAN don't come all at once. Once known, the address stays known while
 //! the login is away: the paths find out for themselves whether the line carries them.
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -16,16 +17,26 @@ use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportCon
 use shared::{
     community::{
         hello::LineNumber,
-        login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, VERSION},
+        login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, LineActive, Placement, VERSION},
         profile::Profile,
     },
     ids::LanId,
     link::tls::{LOGIN_ALPN, SERVER_NAME, TlsError, client_crypto},
+    service::{NetworkChange, NetworkWatch, Shutdown},
     target::{Host, Target},
+    units::Rate,
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, timeout},
+};
 
-use crate::line::WanBinding;
+use crate::{
+    announcer::LineToAnnounce,
+    client::{CarriedStatus, Common},
+    line::WanBinding,
+    weights::LineWeights,
+};
 
 /// What the login says of the line.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -48,6 +59,22 @@ pub(crate) struct Login {
     upstream: watch::Sender<Upstream>,
 }
 
+/// The line that a login is about.
+pub(crate) struct LoginLine {
+    /// As it is announced on the LAN too.
+    pub(crate) announced: LineToAnnounce,
+    /// The addresses at which it is reached on the LAN.
+    pub(crate) addresses: watch::Receiver<Vec<IpAddr>>,
+    /// Where its weights come from.
+    pub(crate) weights: LineWeights,
+    /// What it carries.
+    pub(crate) common: Arc<Common>,
+    /// The time between two words that it is there.
+    pub(crate) interval: Duration,
+    /// When it is about to leave.
+    pub(crate) shutdown: Shutdown,
+}
+
 impl Login {
     /// A login of the relay of `profile` over `line`, and where to read what comes of it.
     ///
@@ -62,10 +89,11 @@ impl Login {
     }
 
     /// Keeps the relay logged in until the future is dropped.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self, mut line: LoginLine) {
         let mut pause = PAUSE_MIN;
+        let mut network = NetworkWatch::new();
         for target in (0..self.reconst.len()).cycle().map(|index| &self.reconst[index]) {
-            let ended = self.log_in(target).await;
+            let ended = self.log_in(target, &mut line).await;
             let was_logged_in = self.upstream.borrow().is_logged_in;
             let problem = format!("{:#}", ended.expect_err("a login only ever ends"));
             if self.upstream.borrow().problem.as_ref() == Some(&problem) {
@@ -78,11 +106,15 @@ impl Login {
                 upstream.problem = Some(problem);
             });
             pause = if was_logged_in { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => (),
+                // The line may be there again.
+                _ = network.changed() => pause = PAUSE_MIN,
+            }
         }
     }
 
-    async fn log_in(&self, target: &Target) -> anyhow::Result<std::convert::Infallible> {
+    async fn log_in(&self, target: &Target, line: &mut LoginLine) -> anyhow::Result<std::convert::Infallible> {
         let address = timeout(CONNECT_TIME, self.resolve(target)).await.context("the name server does not answer")??;
         let socket = self.binding.open(address.ip()).with_context(|| format!("can't send over {}", self.binding))?;
         let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
@@ -91,33 +123,76 @@ impl Login {
             .await
             .with_context(|| format!("reconst at {address} does not answer"))?
             .map_err(|error| explain(&error))?;
-        self.listen(&connection, address.ip()).await
+        let ended = self.stay(&connection, address.ip(), line).await;
+        // Said to `reconst` if the line still works, so that it need not find out.
+        connection.close(VarInt::from_u32(CloseCode::Leaving.code()), b"");
+        ended
     }
 
-    async fn listen(&self, connection: &quinn::Connection, reached: IpAddr) -> anyhow::Result<std::convert::Infallible> {
+    async fn stay(
+        &self,
+        connection: &quinn::Connection,
+        reached: IpAddr,
+        line: &mut LoginLine,
+    ) -> anyhow::Result<std::convert::Infallible> {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| explain(&error))?;
         let mut login = Vec::new();
         FromRelay::Login { version: VERSION, line: self.line.0 }.encode(&mut login);
         send.write_all(&login).await.context("reconst closed the login")?;
         let mut frames = Frames::default();
         let mut bytes = [0; 2048];
+        let mut tick = tokio::time::interval(line.interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut weights, shutdown) = (line.announced.weights.clone(), line.shutdown.clone());
+        let mut network = NetworkWatch::new();
+        let mut traffic = Traffic::new(line);
+        let mut is_leaving = false;
         loop {
-            match receive.read(&mut bytes).await {
-                Ok(Some(len)) => frames.handle_bytes(&bytes[..len]),
-                Ok(None) => bail!("reconst ended the login"),
-                Err(quinn::ReadError::ConnectionLost(error)) => return Err(explain(&error)),
-                Err(error) => return Err(error.into()),
-            }
-            while let Some(frame) = frames.poll_frame()? {
-                if let Some(message) = FromReconst::decode(&frame)? {
-                    self.take(message, reached).await?;
+            let is_due = tokio::select! {
+                read = receive.read(&mut bytes) => {
+                    match read {
+                        Ok(Some(len)) => frames.handle_bytes(&bytes[..len]),
+                        Ok(None) => bail!("reconst ended the login"),
+                        Err(quinn::ReadError::ConnectionLost(error)) => return Err(explain(&error)),
+                        Err(error) => return Err(error.into()),
+                    }
+                    while let Some(frame) = frames.poll_frame()? {
+                        match FromReconst::decode(&frame)? {
+                            Some(FromReconst::Serving(placements)) => self.take(placements, reached).await?,
+                            Some(FromReconst::LineRate { up, down }) => line.weights.on_measured(up, down, traffic.most_down()),
+                            // The relay has no use for it beside what it hears on the LAN.
+                            Some(FromReconst::Roster(_)) | None => (),
+                        }
+                    }
+                    false
                 }
+                _ = tick.tick() => !traffic.has_come_up(line),
+                Ok(()) = weights.changed() => true,
+                Ok(()) = line.addresses.changed() => true,
+                () = shutdown.draining(), if !is_leaving => {
+                    is_leaving = true;
+                    let mut message = Vec::new();
+                    FromRelay::ShutDown.encode(&mut message);
+                    send.write_all(&message).await.context("reconst closed the login")?;
+                    false
+                }
+                change = network.changed() => {
+                    // What was sent on a socket whose address is gone is lost: better now than after the time that a silent line is given.
+                    if change == NetworkChange::Slept {
+                        bail!("this PC has slept");
+                    }
+                    false
+                }
+            };
+            if is_due && !is_leaving && self.upstream.borrow().is_logged_in {
+                let mut message = Vec::new();
+                FromRelay::Active(line.active()).encode(&mut message);
+                send.write_all(&message).await.context("reconst closed the login")?;
             }
         }
     }
 
-    async fn take(&self, message: FromReconst, reached: IpAddr) -> anyhow::Result<()> {
-        let FromReconst::Serving(placements) = message;
+    async fn take(&self, placements: Vec<Placement>, reached: IpAddr) -> anyhow::Result<()> {
         let Some(placement) = placements.into_iter().find(|placement| placement.lan == self.lan) else {
             bail!("reconst does not serve LAN {}", self.lan)
         };
@@ -148,6 +223,48 @@ impl Login {
                     .with_context(|| format!("{name} has no address that {} can reach", self.binding))
             }
         }
+    }
+}
+
+impl LoginLine {
+    fn active(&self) -> LineActive {
+        LineActive {
+            addresses: self.addresses.borrow().clone(),
+            port: self.announced.lan_address.port(),
+            weights: *self.announced.weights.borrow(),
+            state: self.announced.state(),
+            interval_ms: u16::try_from(self.interval.as_millis()).unwrap_or(u16::MAX).max(1),
+        }
+    }
+}
+
+/// What a line carries, looked at once an interval.
+struct Traffic {
+    seen: CarriedStatus,
+    at: Instant,
+    /// The most that came down, in bits per second; what was long ago counts less.
+    most_down: f64,
+}
+
+impl Traffic {
+    fn new(line: &LoginLine) -> Self {
+        Self { seen: line.common.totals.status(), at: Instant::now(), most_down: 0.0 }
+    }
+
+    /// Whether packets went up since the last look, which tells `reconst` that the line is there.
+    fn has_come_up(&mut self, line: &LoginLine) -> bool {
+        let (now, seen) = (Instant::now(), line.common.totals.status());
+        let seconds = now.saturating_duration_since(self.at).as_secs_f64().max(1e-3);
+        let packets = seen.down.packets - self.seen.down.packets;
+        let bits = (seen.down.bytes - self.seen.down.bytes + packets * HEADER_BYTES) as f64 * 8.0;
+        self.most_down = (self.most_down * FORGOTTEN).max(bits / seconds);
+        let has_come_up = seen.up.packets > self.seen.up.packets;
+        (self.seen, self.at) = (seen, now);
+        has_come_up
+    }
+
+    fn most_down(&self) -> Rate {
+        Rate { bits_per_second: (self.most_down * CLOCK_TOLERANCE) as u64 }
     }
 }
 
@@ -201,6 +318,15 @@ const WINDOW_BYTES: u32 = 32 * 1024;
 
 /// The longest that a name server or `reconst` is waited for: a modem's line takes seconds to come up.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// IPv4's and UDP's headers.
+const HEADER_BYTES: u64 = 28;
+
+/// What is left of the most that came down after an interval in which less did: half in a minute or so.
+const FORGOTTEN: f64 = 0.99;
+
+/// `reconst`'s second is not quite this PC's, nor does it begin with it.
+const CLOCK_TOLERANCE: f64 = 1.1;
 
 /// The pause before the next attempt, doubled with each that fails; a random part of it is left off.
 const PAUSE_MIN: Duration = Duration::from_millis(250);

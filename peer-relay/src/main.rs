@@ -8,11 +8,15 @@ use std::{
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use peer_relay::{Config, WanBinding};
+use peer_relay::{Config, LineConfig, WanBinding};
 use serde::Deserialize;
 use shared::{
-    community::{member::Role, weight::Weight},
-    service::{Exit, Failure, LogFormat, admin, conclude, init_logging, read_config, read_profile, shutdown_on_signals},
+    community::{
+        hello::LineNumber,
+        member::Role,
+        weight::{LineWeight, Weight},
+    },
+    service::{Exit, Failure, LogFormat, admin, conclude, default_folder, init_logging, read_config, read_profile, shutdown_on_signals},
     units::Rate,
 };
 
@@ -60,10 +64,10 @@ struct Settings {
     /// The network interface that leads to the line.
     #[arg(long, value_name = "NAME")]
     wan_interface: Option<String>,
-    /// The line's weight from the LAN to the internet, from 1 [default: 1].
+    /// The line's weight from the LAN to the internet: its rate in units of 28.5 kbit/s [default: measured].
     #[arg(long, value_name = "N")]
     weight_up: Option<Weight>,
-    /// The line's weight from the internet to the LAN, from 1 [default: 1].
+    /// The line's weight from the internet to the LAN: its rate in units of 28.5 kbit/s [default: measured].
     #[arg(long, value_name = "N")]
     weight_down: Option<Weight>,
     /// The most that is shared from the LAN to the internet, in bits per second [default: all].
@@ -72,6 +76,9 @@ struct Settings {
     /// The most that is shared from the internet to the LAN, in bits per second [default: all].
     #[arg(long, value_name = "RATE")]
     share_down: Option<Rate>,
+    /// Where measured rates are remembered [default: STATE_DIRECTORY, or tributary in XDG_STATE_HOME].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Answer `status` here, on a loopback address.
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -92,6 +99,7 @@ struct SettingsFile {
     weight_down: Option<u16>,
     share_up: Option<String>,
     share_down: Option<String>,
+    state: Option<PathBuf>,
     admin: Option<SocketAddr>,
     log_format: Option<String>,
     announce: Option<bool>,
@@ -101,6 +109,24 @@ struct SettingsFile {
     clients_max: Option<usize>,
     client_idle_seconds: Option<u64>,
     drain_seconds: Option<u64>,
+    /// The lines, where there are several.
+    line: Vec<LineFile>,
+}
+
+/// One of several lines as a file holds it, in a table `[[line]]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct LineFile {
+    /// Its number; by default its place in the file.
+    number: Option<u8>,
+    /// By default the port 7654 for the first, 7655 for the second and so on, on every address.
+    lan_bind: Option<SocketAddr>,
+    wan_bind: Option<IpAddr>,
+    wan_interface: Option<String>,
+    weight_up: Option<u16>,
+    weight_down: Option<u16>,
+    share_up: Option<String>,
+    share_down: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -129,7 +155,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Check(settings) => {
             let (config, _) = settings.resolve()?;
             config.check()?;
-            println!("ok: {} would lend {}", config.profile.identity, config.lines[0].wan);
+            let lines: Vec<String> = config.lines.iter().map(|line| line.wan.to_string()).collect();
+            println!("ok: {} would lend {}", config.profile.identity, lines.join(", "));
             Ok(())
         }
         Command::Completions { shell } => {
@@ -146,21 +173,31 @@ impl Settings {
         let profile = profile.ok_or_else(|| Failure::usage("no profile: name the relay's with --profile FILE"))?;
         let mut config = Config::new(read_profile(&profile, Role::Relay, "peer-relay")?);
 
-        let line = &mut config.lines[0];
-        line.lan_bind = self.lan_bind.or(file.lan_bind);
         let is_by_flag = self.wan_bind.is_some() || self.wan_interface.is_some();
         let (wan_bind, wan_interface) = if is_by_flag { (self.wan_bind, self.wan_interface) } else { (file.wan_bind, file.wan_interface) };
-        line.wan = match (wan_bind, wan_interface) {
-            (None, None) => WanBinding::Default,
-            (Some(address), None) => WanBinding::Address(address),
-            (None, Some(name)) => WanBinding::Interface(name),
-            (Some(_), Some(_)) => return Err(Failure::config("wan-bind and wan-interface exclude each other: keep one").into()),
+        let only = LineFile {
+            number: None,
+            lan_bind: self.lan_bind.or(file.lan_bind),
+            wan_bind,
+            wan_interface,
+            weight_up: self.weight_up.map(Weight::value).or(file.weight_up),
+            weight_down: self.weight_down.map(Weight::value).or(file.weight_down),
+            share_up: file.share_up,
+            share_down: file.share_down,
         };
-        line.weights.up = self.weight_up.map_or_else(|| weight("weight-up", file.weight_up), Ok)?;
-        line.weights.down = self.weight_down.map_or_else(|| weight("weight-down", file.weight_down), Ok)?;
-        line.share.up = self.share_up.map_or_else(|| rate("share-up", file.share_up.as_deref()), |rate| Ok(Some(rate)))?;
-        line.share.down = self.share_down.map_or_else(|| rate("share-down", file.share_down.as_deref()), |rate| Ok(Some(rate)))?;
+        if file.line.is_empty() {
+            let mut line = only.resolve(0)?;
+            line.share.up = self.share_up.or(line.share.up);
+            line.share.down = self.share_down.or(line.share.down);
+            config.lines = vec![line];
+        } else if only.is_empty() && self.share_up.is_none() && self.share_down.is_none() {
+            config.lines = file.line.into_iter().enumerate().map(|(place, line)| line.resolve(place)).collect::<Result<_, _>>()?;
+        } else {
+            return Err(Failure::config("with several lines, say what each is like in its own [[line]] table, and nowhere else").into());
+        }
 
+        let of_file = file.state.map(|path| beside(self.config.as_deref(), path));
+        config.state = self.state.or(of_file).or_else(default_folder);
         config.admin = self.admin.or(file.admin);
         config.announce.multicast = file.announce.unwrap_or(config.announce.multicast);
         config.announce.unicast = file.announce_to;
@@ -178,14 +215,43 @@ impl Settings {
     }
 }
 
+impl LineFile {
+    fn is_empty(&self) -> bool {
+        let binds = self.lan_bind.is_some() || self.wan_bind.is_some() || self.wan_interface.is_some();
+        let weighs = self.weight_up.is_some() || self.weight_down.is_some();
+        !(binds || weighs || self.share_up.is_some() || self.share_down.is_some())
+    }
+
+    /// The line at this place, from 0.
+    fn resolve(self, place: usize) -> Result<LineConfig, Failure> {
+        let number = self.number.or_else(|| u8::try_from(place + 1).ok()).unwrap_or(0);
+        let mut line = LineConfig::new(LineNumber(number));
+        line.lan_bind = self.lan_bind;
+        line.wan = match (self.wan_bind, self.wan_interface) {
+            (None, None) => WanBinding::Default,
+            (Some(address), None) => WanBinding::Address(address),
+            (None, Some(name)) => WanBinding::Interface(name),
+            (Some(_), Some(_)) => return Err(Failure::config("wan-bind and wan-interface exclude each other: keep one")),
+        };
+        line.weights.up = weight("weight-up", self.weight_up)?;
+        line.weights.down = weight("weight-down", self.weight_down)?;
+        line.share.up = rate("share-up", self.share_up.as_deref())?;
+        line.share.down = rate("share-down", self.share_down.as_deref())?;
+        Ok(line)
+    }
+}
+
 /// A path in a configuration file is relative to the file.
 fn beside(config: Option<&Path>, path: PathBuf) -> PathBuf {
     config.and_then(Path::parent).map_or(path.clone(), |folder| folder.join(path))
 }
 
-fn weight(name: &str, value: Option<u16>) -> Result<Weight, Failure> {
-    let Some(value) = value else { return Ok(Weight::ONE) };
-    Weight::new(value).ok_or_else(|| Failure::config(format!("{name} is a whole number from 1 to 65535")))
+fn weight(name: &str, value: Option<u16>) -> Result<LineWeight, Failure> {
+    match value {
+        Some(0) => Err(Failure::config(format!("{name} is a whole number from 1 to 65535"))),
+        Some(value) => Ok(LineWeight::set(value)),
+        None => Ok(LineWeight::default()),
+    }
 }
 
 fn rate(name: &str, text: Option<&str>) -> Result<Option<Rate>, Failure> {

@@ -9,7 +9,7 @@ use shared::{
     community::{
         hello::{HelloRefusal, LineNumber, Nonce, Reply, Request, Welcome},
         member::Role,
-        weight::{Weight, Weights},
+        weight::{LineWeight, Weights},
     },
     link::{
         lan::{HelloError, request_service},
@@ -24,7 +24,7 @@ async fn a_member_is_welcomed_and_its_packets_go_through_both_ways_unchanged() {
     let authority = Authority::new();
     let reconst = authority.reconst().await;
     let mut config = config(authority.profile("relay1", Role::Relay, reconst.login));
-    config.lines[0].weights = Weights { up: Weight::new(2).unwrap(), down: Weight::new(9).unwrap() };
+    config.lines[0].weights = Weights { up: LineWeight::set(2), down: LineWeight::set(9) };
     let weights = config.lines[0].weights;
     let relay = ready(config, Shutdown::new()).await;
     let proxy = socket().await;

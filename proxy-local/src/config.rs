@@ -11,9 +11,9 @@ use std::{
 use anyhow::Context;
 use serde::Deserialize;
 use shared::{
-    community::{member::Role, profile::Profile},
+    community::{announce::ANNOUNCE_PORT, member::Role, profile::Profile, roster::RosterConfig},
     link::tls::{MemberVerifier, Signer},
-    service::{Exit, Failure, LogFormat, read_config, read_profile, read_secret},
+    service::{Exit, Failure, LogFormat, default_folder, read_config, read_profile, read_secret},
     transfer::schedule::Policy,
 };
 
@@ -31,8 +31,14 @@ pub struct Config {
     pub listen: Vec<Bind>,
     /// Relays to use beside those that are found by announcement.
     pub relays: Vec<SocketAddr>,
-    /// Whether announcements of relays are listened for.
+    /// Whether relays are used that announce themselves, or that `reconst` tells of.
     pub discover: bool,
+    /// Where announcements are listened for.
+    pub announce_listen: SocketAddr,
+    /// The announcements in a row that a relay may miss before it is off the roster.
+    pub missed_max: u32,
+    /// The folder in which the relays that served are remembered; `None` remembers nothing.
+    pub state: Option<PathBuf>,
     /// Whether flows to targets that were reached a short while ago begin before `reconst` has answered.
     pub early_answers: bool,
     /// How chunks are spread over paths.
@@ -100,9 +106,18 @@ pub struct Options {
     /// Relay to use beside those found by announcement
     #[arg(long, value_name = "IP:PORT")]
     relay: Vec<String>,
-    /// Whether to use relays that announce themselves on the LAN [default: on]
+    /// Whether to use relays that announce themselves on the LAN or that reconst tells of [default: on]
     #[arg(long, value_enum)]
     discover: Option<Switch>,
+    /// Where announcements of relays are listened for [default: UDP port 7653 on every address]
+    #[arg(long, value_name = "IP:PORT")]
+    announce_listen: Option<String>,
+    /// How many announcements in a row a relay may miss before it is off the roster [default: 3]
+    #[arg(long, value_name = "N")]
+    missed_announces: Option<u32>,
+    /// Where the relays that served are remembered [default: STATE_DIRECTORY, or tributary in XDG_STATE_HOME]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Whether flows to targets reached a minute ago begin before reconst has answered; a refusal then resets them [default: on]
     #[arg(long, value_enum)]
     early_answers: Option<Switch>,
@@ -159,6 +174,9 @@ impl Options {
             listen: either(self.listen, file.listen),
             relay: either(self.relay, file.relay),
             discover: self.discover.or(file.discover),
+            announce_listen: self.announce_listen.or(file.announce_listen),
+            missed_announces: self.missed_announces.or(file.missed_announces),
+            state: self.state.or(file.state),
             early_answers: self.early_answers.or(file.early_answers),
             scheduler: self.scheduler.or(file.scheduler),
             admin: self.admin.or(file.admin),
@@ -213,6 +231,12 @@ impl Options {
             listen,
             relays: self.relay.iter().map(|text| relay(text)).collect::<anyhow::Result<_>>()?,
             discover: !matches!(self.discover, Some(Switch::Off)),
+            announce_listen: self
+                .announce_listen
+                .as_deref()
+                .map_or(Ok(DEFAULT_ANNOUNCE_LISTEN), |text| address(text, "--announce-listen"))?,
+            missed_max: missed_max(self.missed_announces)?,
+            state: self.state.or_else(default_folder),
             early_answers: !matches!(self.early_answers, Some(Switch::Off)),
             scheduler: self.scheduler.unwrap_or_default(),
             admin: Some(admin),
@@ -241,6 +265,9 @@ impl Config {
             listen: default_listen(),
             relays: Vec::new(),
             discover: true,
+            announce_listen: DEFAULT_ANNOUNCE_LISTEN,
+            missed_max: RosterConfig::default().missed_max,
+            state: None,
             early_answers: true,
             scheduler: Scheduler::default(),
             admin: None,
@@ -335,6 +362,16 @@ fn at_least_one(connections: usize) -> anyhow::Result<usize> {
 fn either<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
     if flags.is_empty() { file } else { flags }
 }
+
+fn missed_max(setting: Option<u32>) -> anyhow::Result<u32> {
+    match setting {
+        Some(0) => Err(Failure::config("--missed-announces is a whole number from 1: with 0 no relay would ever stay").into()),
+        setting => Ok(setting.unwrap_or(RosterConfig::default().missed_max)),
+    }
+}
+
+/// Every address, and both groups.
+const DEFAULT_ANNOUNCE_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), ANNOUNCE_PORT);
 
 /// The port registered for SOCKS.
 const DEFAULT_PORT: u16 = 1080;

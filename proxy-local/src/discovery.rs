@@ -2,11 +2,10 @@
 //!
 //! Enters: announcements by multicast on every interface of this PC, loopback included, and by unicast. Leaves: the lines that serve
 //! right now, watched with [`Discovery::lines`]. Always holds: nothing that is not signed by a relay of the LAN changes them
-//! ([`Listener`]); interfaces that come are listened on within [`JOIN_INTERVAL`]; several programs of one PC may listen at once. Trying
-//! the paths is left to [`crate::paths`].
+//! ([`Listener`]); interfaces that come are listened on within [`JOIN_INTERVAL`]; several programs of one PC may listen at once. What follows
+//! is left to [`crate::known`].
 
 use std::{
-    collections::HashMap,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
@@ -18,16 +17,13 @@ use shared::{
     community::{
         announce::{ANNOUNCE_PORT, GROUP_V4, GROUP_V6, Listener, ListenerCounters},
         member::Identity,
-        roster::{Change, RelayLine, Roster, RosterConfig, RosterEntry, changes},
+        roster::{RelayLine, Roster, RosterConfig, RosterEntry},
     },
     ids::LanId,
     link::tls::MemberVerifier,
-    service::Shutdown,
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio::{net::UdpSocket, sync::watch, task::JoinSet};
-
-use crate::paths::Paths;
 
 /// Where announcements are listened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,7 +85,7 @@ impl Discovery {
         Ok(Self { state, lines, listen, _tasks: tasks })
     }
 
-    /// The lines that serve, in the order of their relays and numbers; [`changes`] tells two states apart.
+    /// The lines that serve, in the order of their relays and numbers; [`shared::community::roster::changes`] tells two states apart.
     pub fn lines(&self) -> watch::Receiver<Vec<RelayLine>> {
         self.lines.clone()
     }
@@ -112,61 +108,6 @@ impl Discovery {
     /// What has become of the packets heard.
     pub fn counters(&self) -> ListenerCounters {
         lock(&self.state).listener.counters()
-    }
-
-    /// Has `paths` try the lines of the roster as they come, and let go of them as they leave, until `shutdown`; a relay over which
-    /// traffic comes stays.
-    pub fn feed(self, paths: Paths, shutdown: Shutdown) {
-        let mut lines = self.lines.clone();
-        let follow = async move {
-            let mut followed: Vec<RelayLine> = Vec::new();
-            let mut received_by_address = HashMap::new();
-            let mut tick = tokio::time::interval(TRAFFIC_INTERVAL);
-            loop {
-                tokio::select! {
-                    changed = lines.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                        let current = lines.borrow_and_update().clone();
-                        follow_changes(&paths, &followed, &current);
-                        followed = current;
-                    }
-                    _ = tick.tick() => self.note_traffic(&paths, &followed, &mut received_by_address),
-                    () = shutdown.draining() => return,
-                }
-            }
-        };
-        tokio::spawn(follow);
-    }
-
-    fn note_traffic(&self, paths: &Paths, followed: &[RelayLine], received_by_address: &mut HashMap<SocketAddr, u64>) {
-        let mut received = HashMap::new();
-        for report in paths.report() {
-            *received.entry(report.route.address).or_default() += report.down_bytes;
-        }
-        for line in followed {
-            let (before, now) = (received_by_address.get(&line.address), received.get(&line.address));
-            if now > before && now != Some(&0) {
-                self.on_traffic(&line.relay);
-            }
-        }
-        *received_by_address = received;
-    }
-}
-
-fn follow_changes(paths: &Paths, before: &[RelayLine], after: &[RelayLine]) {
-    for change in changes(before, after) {
-        match &change {
-            Change::Up(line) => tracing::info!(relay = %line.relay.name, line = line.line.0, address = %line.address, "relay found"),
-            Change::Gone((relay, line)) => tracing::info!(relay = %relay.name, line = line.0, "relay gone"),
-        }
-    }
-    for line in before.iter().filter(|line| after.iter().all(|other| other.address != line.address)) {
-        paths.remove_relay(line.address);
-    }
-    for line in after {
-        paths.add_relay(line.address, false);
     }
 }
 
@@ -260,14 +201,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().expect("nothing panics while it is held")
 }
 
-/// How often interfaces are looked for: a Wi-Fi takes about as long to come up.
-pub const JOIN_INTERVAL: Duration = Duration::from_secs(5);
+/// How often interfaces are looked for: less than a relay takes to be noticed.
+pub const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often silent relays are looked for: a part of the usual interval of announcements.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How often paths are asked whether traffic came: within the usual interval of announcements.
-const TRAFFIC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longer than any announcement.
 const PACKET_MAX_BYTES: usize = 2048;

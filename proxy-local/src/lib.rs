@@ -3,17 +3,21 @@
 //! * [`config`]: flags and file become a valid [`Config`].
 //! * [`inbound`]: what applications connect to.
 //! * [`bypass`] and [`outbound`]: where a flow goes.
+//! * [`discovery`] and [`known`]: the LAN's relays.
 //! * [`paths`]: the session with `reconst` over the relays' lines.
 //!
 //! [`start`] binds everything and returns; [`Running::wait`] returns after the drain.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::Serialize;
 use shared::{
-    community::profile::Profile,
+    community::{profile::Profile, roster::RosterConfig},
     link::tls::MemberVerifier,
-    service::{Failure, Shutdown, admin, bind_failure},
+    service::{Failure, Shutdown, StateFile, admin, bind_failure},
 };
 use tokio::{
     net::TcpListener,
@@ -22,6 +26,7 @@ use tokio::{
 
 use discovery::{Discovery, DiscoveryConfig};
 use inbound::{Front, InboundStatus};
+use known::{Known, Shown};
 use outbound::{Outbound, routed::Routed, session::SessionOutbound};
 use paths::{PathReport, Paths, RelayProblem};
 
@@ -29,6 +34,7 @@ pub mod bypass;
 pub mod config;
 pub mod discovery;
 pub mod inbound;
+pub mod known;
 pub mod outbound;
 pub mod paths;
 pub mod status;
@@ -44,7 +50,14 @@ pub struct Running {
     reloader: Reloader,
     serving: JoinHandle<()>,
     answering: Option<AbortHandle>,
-    paths: Option<Paths>,
+    lan: Option<Lan>,
+}
+
+/// A LAN that this PC is a member of.
+#[derive(Clone, Debug)]
+struct Lan {
+    paths: Paths,
+    known: Known,
 }
 
 /// What `status` shows.
@@ -56,6 +69,9 @@ pub struct Status {
     pub inbound: InboundStatus,
     /// The paths to `reconst`, in the order in which they joined.
     pub paths: Vec<PathReport>,
+    /// The relays that are known otherwise than by name.
+    #[serde(flatten)]
+    pub known: Shown,
     /// The relays through which there is no path, and why.
     pub problems: Vec<RelayProblem>,
 }
@@ -103,11 +119,13 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     for &relay in &config.relays {
         paths.add_relay(relay, true);
     }
-    if config.discover {
-        listen_for_relays(profile, &paths, &shutdown)?;
-    }
+    let known = Known::default();
+    let discovery = config.discover.then(|| listen_for_relays(profile, &config)).transpose()?.flatten();
+    let name = format!("proxy-{}-{}.toml", profile.identity.lan, profile.identity.name);
+    let state = config.state.as_deref().and_then(|folder| StateFile::new(Some(folder), &name));
+    known.follow(paths.clone(), discovery, state, shutdown.clone());
     let session = SessionOutbound::new(paths.clone(), config.early_answers);
-    serve(config, session, Some(paths), shutdown).await
+    serve(config, session, Some(Lan { paths, known }), shutdown).await
 }
 
 /// As [`start`], with `session` in place of the session with `reconst`.
@@ -118,7 +136,7 @@ pub async fn start_with<S: Outbound>(config: Config, session: S, shutdown: Shutd
     serve(config, session, None, shutdown).await
 }
 
-async fn serve<S: Outbound>(config: Config, session: S, paths: Option<Paths>, shutdown: Shutdown) -> anyhow::Result<Running> {
+async fn serve<S: Outbound>(config: Config, session: S, lan: Option<Lan>, shutdown: Shutdown) -> anyhow::Result<Running> {
     let mut listeners = Vec::new();
     for bind in &config.listen {
         listeners.extend(listener(*bind, "--listen").await?);
@@ -134,12 +152,13 @@ async fn serve<S: Outbound>(config: Config, session: S, paths: Option<Paths>, sh
     let routed = Routed::new(session, config.bypass());
     let front = Arc::new(Front::new(routed, config.rules(), config.limits, shutdown.clone()));
     let report = {
-        let (front, listen, paths) = (Arc::clone(&front), listen.clone(), paths.clone());
+        let (front, listen, lan) = (Arc::clone(&front), listen.clone(), lan.clone());
         Report(Arc::new(move || Status {
             listen: listen.clone(),
             inbound: front.status(),
-            paths: paths.as_ref().map(Paths::report).unwrap_or_default(),
-            problems: paths.as_ref().map(Paths::problems).unwrap_or_default(),
+            paths: lan.as_ref().map(|lan| lan.paths.report()).unwrap_or_default(),
+            known: lan.as_ref().map(|lan| lan.known.shown()).unwrap_or_default(),
+            problems: lan.as_ref().map(|lan| lan.paths.problems()).unwrap_or_default(),
         }))
     };
     let answering = admin_listener.map(|listener| {
@@ -148,12 +167,12 @@ async fn serve<S: Outbound>(config: Config, session: S, paths: Option<Paths>, sh
         tokio::spawn(admin::serve(listener, status, shutdown)).abort_handle()
     });
     let reloader = {
-        let (front, paths) = (Arc::clone(&front), paths.clone());
-        Reloader(Arc::new(move |new| reload(&front, paths.as_ref(), &config.listen, new)))
+        let (front, lan) = (Arc::clone(&front), lan.clone());
+        Reloader(Arc::new(move |new| reload(&front, lan.as_ref(), &config.listen, new)))
     };
     tracing::info!(?listen, ?admin, "proxy ready");
     let serving = tokio::spawn(inbound::mixed::serve(listeners, front));
-    Ok(Running { listen, admin, report, reloader, serving, answering, paths })
+    Ok(Running { listen, admin, report, reloader, serving, answering, lan })
 }
 
 /// Starts, then waits for the end.
@@ -194,36 +213,44 @@ impl Running {
         if let Some(answering) = &self.answering {
             answering.abort();
         }
-        if let Some(paths) = &self.paths {
-            paths.close();
+        if let Some(lan) = &self.lan {
+            lan.paths.close();
         }
         Ok(served?)
     }
 
     /// The paths to `reconst`: relays can be added and the lines' figures read. None under [`start_with`].
     pub fn paths(&self) -> Option<&Paths> {
-        self.paths.as_ref()
+        self.lan.as_ref().map(|lan| &lan.paths)
     }
 }
 
-/// Has `paths` use the relays that announce themselves, until the proxy drains.
-fn listen_for_relays(profile: &Profile, paths: &Paths, shutdown: &Shutdown) -> anyhow::Result<()> {
+/// Listens for the relays that announce themselves; where that can't be had, `reconst` still tells of them once there is a path.
+fn listen_for_relays(profile: &Profile, config: &Config) -> anyhow::Result<Option<Discovery>> {
     let verifier = MemberVerifier::new(&profile.authority_pem)?;
-    match Discovery::start(DiscoveryConfig::new(profile.identity.lan), verifier) {
-        Ok(discovery) => discovery.feed(paths.clone(), shutdown.clone()),
-        Err(error) => tracing::warn!(%error, "relays that announce themselves are not found: name them with --relay"),
+    let settings = DiscoveryConfig {
+        listen: config.announce_listen,
+        roster: RosterConfig { missed_max: config.missed_max },
+        ..DiscoveryConfig::new(profile.identity.lan)
+    };
+    match Discovery::start(settings, verifier.clone()) {
+        Ok(discovery) => Ok(Some(discovery)),
+        Err(error) => {
+            tracing::warn!(%error, "relays that announce themselves are not heard: name one with --relay");
+            let deaf = DiscoveryConfig { listen: (Ipv4Addr::LOCALHOST, 0).into(), ..settings };
+            Ok(Discovery::start(deaf, verifier).ok())
+        }
     }
-    Ok(())
 }
 
-fn reload<S: Outbound>(front: &Front<Routed<S>>, paths: Option<&Paths>, listen: &[Bind], config: Config) -> Result<(), Failure> {
+fn reload<S: Outbound>(front: &Front<Routed<S>>, lan: Option<&Lan>, listen: &[Bind], config: Config) -> Result<(), Failure> {
     if config.listen != listen {
         return Err(Failure::config("the addresses to listen on changed: restart proxy-local for that"));
     }
     front.set_rules(config.rules());
     front.outbound().set_bypass(config.bypass());
-    if let Some(paths) = paths {
-        config.relays.iter().for_each(|&relay| paths.add_relay(relay, true));
+    if let Some(lan) = lan {
+        config.relays.iter().for_each(|&relay| lan.paths.add_relay(relay, true));
     }
     Ok(())
 }

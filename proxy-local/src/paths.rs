@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime};
 use rand::RngExt;
 use serde::Serialize;
 use shared::{
-    community::{hello::LineNumber, member::Name, profile::Profile},
+    community::{hello::LineNumber, member::Name, profile::Profile, weight::LineWeight},
     ids::{LanId, PathId, SessionId},
     link::{
         CLOSE_LEAVING,
@@ -36,7 +36,11 @@ use shared::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::{net::UdpSocket, task::AbortHandle};
+use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
+
+use keeper::{Joined, Order};
+
+mod keeper;
 
 /// The paths of one LAN; clones share them. The tasks end with [`Paths::close`].
 #[derive(Clone)]
@@ -80,6 +84,7 @@ struct Current {
 
 struct Keeper {
     task: AbortHandle,
+    orders: mpsc::Sender<Order>,
     /// Whether the relay was named on the command line; such a one is never given up.
     is_configured: bool,
 }
@@ -109,13 +114,15 @@ struct Problem {
 /// A path's route and figures.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct PathReport {
+    /// Its number, which no other path of this run has.
+    pub id: u32,
     /// What it runs over.
     #[serde(flatten)]
     pub route: Route,
-    /// `active`, `suspect` or `dead`.
+    /// `active`, `leaving`, `suspect` or `dead`.
     pub state: &'static str,
     /// The line's weight towards `reconst`.
-    pub weight_up: u32,
+    pub weight_up: LineWeight,
     /// The smoothed and the least round-trip time and the queue towards `reconst`, in milliseconds.
     pub rtt_ms: f64,
     /// The least round-trip time seen lately.
@@ -140,8 +147,10 @@ impl PathReport {
     fn new(route: Route, status: &PathStatus) -> Self {
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         Self {
+            id: status.path.0,
             route,
             state: match status.state {
+                PathState::Active if status.is_leaving => "leaving",
                 PathState::Active => "active",
                 PathState::Suspect => "suspect",
                 PathState::Dead => "dead",
@@ -186,16 +195,6 @@ enum PathError {
     Join(#[from] JoinError),
     #[error("another path already runs over line {} of relay {}", .0.1.0, .0.0)]
     SameLine(LineKey),
-}
-
-/// A path that has joined.
-struct Joined {
-    id: PathId,
-    connection: quinn::Connection,
-    session: SessionHandle,
-    session_id: SessionId,
-    weight_up: u32,
-    line: LineLease,
 }
 
 /// The right to be the one path over a line.
@@ -247,18 +246,40 @@ impl Paths {
             tracing::warn!(%address, "too many relays: this one is not used");
             return;
         }
-        let task = tokio::spawn(keep_path(self.inner.clone(), address)).abort_handle();
-        state.keepers.insert(address, Keeper { task, is_configured });
+        let (orders, received) = mpsc::channel(ORDERS_MAX);
+        let task = tokio::spawn(keeper::keep(self.inner.clone(), address, received)).abort_handle();
+        state.keepers.insert(address, Keeper { task, orders, is_configured });
     }
 
-    /// Lets go of the relay at `address`, which has left the roster, unless it was configured.
+    /// Leaves the path through the relay at `address`, which has left the roster: what is under way is awaited. A relay that was
+    /// configured is asked again later on, another one is let go.
     pub fn remove_relay(&self, address: SocketAddr) {
         let mut state = self.inner.lock();
-        if state.keepers.get(&address).is_some_and(|keeper| !keeper.is_configured)
-            && let Some(keeper) = state.keepers.remove(&address)
-        {
-            keeper.task.abort();
-            state.last_problem.remove(&address);
+        match state.keepers.get(&address) {
+            Some(keeper) if keeper.is_configured => drop(keeper.orders.try_send(Order::Leave)),
+            Some(_) => {
+                let Some(keeper) = state.keepers.remove(&address) else { return };
+                // Should its orders not be read, it ends all the same: there will be no more.
+                let _ = keeper.orders.try_send(Order::End);
+                state.last_problem.remove(&address);
+            }
+            None => (),
+        }
+    }
+
+    /// Follows a change of a line's weight towards `reconst`.
+    pub fn set_weight_up(&self, line: &(Name, LineNumber), weight: LineWeight) {
+        let state = self.inner.lock();
+        let over_line = state.routes.iter().filter(|(_, route)| (route.relay.as_str(), route.line) == (line.0.as_str(), line.1.0));
+        for (&path, _) in over_line {
+            state.session.handle.set_weight(path, weight);
+        }
+    }
+
+    /// Has every path that is not in service, or falls out of it just now, tried anew at once: the network has changed, or this PC has slept.
+    pub fn retry(&self) {
+        for keeper in self.inner.lock().keepers.values() {
+            let _ = keeper.orders.try_send(Order::Retry);
         }
     }
 
@@ -340,7 +361,7 @@ impl Inner {
                 secret: current.secret,
                 path: id,
                 incarnation: current.incarnation,
-                weight_down: u32::from(welcome.weights.down.value()),
+                weight_down: welcome.weights.down,
                 line: welcome.line.0,
                 relay: welcome.relay.name.to_string(),
             };
@@ -363,7 +384,7 @@ impl Inner {
         state.routes.insert(id, Route { relay: request.relay, address, line: welcome.line.0 });
         state.last_problem.remove(&address);
         drop(state);
-        Ok(Joined { id, connection, session, session_id: request.session, weight_up: u32::from(welcome.weights.up.value()), line })
+        Ok(Joined::new(id, connection, session, request.session, welcome.weights.up, line))
     }
 
     fn lease_line(self: &Arc<Self>, key: LineKey) -> Result<LineLease, PathError> {
@@ -397,54 +418,6 @@ impl Inner {
         let problem = Problem { text: error.to_string(), is_refusal };
         self.lock().last_problem.insert(address, problem.clone()) != Some(problem)
     }
-
-    /// Connects until it succeeds, ever more rarely.
-    async fn connect_until_joined(self: &Arc<Self>, address: SocketAddr) -> Joined {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match self.connect(address).await {
-                Ok(joined) => return joined,
-                Err(error) => {
-                    tracing::debug!(%address, %error, "no path");
-                    let changed = self.note_problem(address, &error);
-                    let is_same_line = matches!(error, PathError::SameLine(_));
-                    if changed && !is_same_line && !matches!(error, PathError::Join(JoinError::UnknownSession)) {
-                        tracing::warn!(%address, "no path through this relay: {error}");
-                    }
-                    if is_same_line {
-                        pause = LAST_PAUSE;
-                    }
-                    if matches!(error, PathError::Join(JoinError::Refused(_))) {
-                        pause = REFUSED_PAUSE;
-                    }
-                }
-            }
-            let jittered = pause.mul_f64(rand::rng().random_range(0.75..1.25));
-            tokio::time::sleep(jittered).await;
-            pause = (pause * 2).min(LAST_PAUSE.max(pause));
-        }
-    }
-
-    /// Waits until path `id` is dead and connects anew until one of the two works.
-    async fn replacement(self: &Arc<Self>, address: SocketAddr, dead: &Joined) -> Joined {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            tokio::time::sleep(pause).await;
-            if dead.session.path_state(dead.id) != Some(PathState::Dead) {
-                pause = FIRST_PAUSE;
-                continue;
-            }
-            dead.line.release();
-            match self.connect(address).await {
-                Ok(joined) if dead.session.path_state(dead.id) != Some(PathState::Active) => return joined,
-                Ok(joined) => joined.connection.close(VarInt::from_u32(CLOSE_LEAVING), b"the path has come back"),
-                Err(error) => {
-                    self.note_problem(address, &error);
-                }
-            }
-            pause = (pause * 2).min(LAST_PAUSE);
-        }
-    }
 }
 
 impl LineLease {
@@ -461,45 +434,6 @@ impl Drop for LineLease {
     fn drop(&mut self) {
         self.release();
     }
-}
-
-impl Drop for Joined {
-    fn drop(&mut self) {
-        self.connection.close(VarInt::from_u32(CLOSE_LEAVING), b"path replaced or left");
-        self.line.inner.lock().routes.remove(&self.id);
-    }
-}
-
-/// Keeps a path through the relay at `address` up until the task is aborted.
-async fn keep_path(inner: Arc<Inner>, address: SocketAddr) {
-    let mut joined = inner.connect_until_joined(address).await;
-    loop {
-        tracing::info!(%address, id = %joined.id, "path up");
-        let running = joined.session.run_path(joined.id, joined.connection.clone(), joined.weight_up);
-        let next = tokio::select! {
-            error = running => {
-                tracing::info!(%address, id = %joined.id, "path ended: {error}");
-                if ends_session(&error) {
-                    inner.begin_anew(joined.session_id);
-                }
-                None
-            }
-            replacement = inner.replacement(address, &joined) => Some(replacement),
-        };
-        joined = match next {
-            Some(replacement) => replacement,
-            None => {
-                drop(joined);
-                inner.connect_until_joined(address).await
-            }
-        };
-    }
-}
-
-/// Whether `reconst` has closed a path that had joined. It does so only when it ends the whole session: the user was removed, a rule
-/// was broken, or it stops.
-fn ends_session(error: &quinn::ConnectionError) -> bool {
-    matches!(error, quinn::ConnectionError::ApplicationClosed(_))
 }
 
 /// A socket for one path, as the LAN side of a relay sees it.
@@ -526,12 +460,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long a handshake through a relay may take: ten of its round trips over a modem.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
-/// The pauses between attempts.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
-
-/// The pause after `reconst` has refused: only an operator can change that.
-const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+/// Orders that a keeper has not read yet; it reads them at once.
+const ORDERS_MAX: usize = 8;
 
 /// Relays used at once.
 const MAX_RELAYS: usize = 64;

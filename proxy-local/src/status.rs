@@ -45,11 +45,47 @@ pub fn text(status: &Value) -> String {
             count(&path["lost_datagrams"])
         );
     }
+    relays(&mut out, status);
     for problem in list(&status["problems"]) {
         let field = |name: &str| problem[name].as_str().unwrap_or("?").to_owned();
         let _ = writeln!(out, "relay {}: {}", field("address"), field("problem"));
     }
     out
+}
+
+/// The relays that are known otherwise than by name, and what became of announcements that were none.
+fn relays(out: &mut String, status: &Value) {
+    let roster = list(&status["roster"]);
+    if !roster.is_empty() {
+        let _ = writeln!(
+            out,
+            "{:<16} {:<22} {:>4} {:<8} {:<8} {:>6} {:>16} {:>16}",
+            "known relay", "address", "line", "state", "from", "missed", "weight up", "weight down"
+        );
+    }
+    for line in roster {
+        let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+        let weight = |value: &Value| format!("{} {}", count(&value["weight"]), text(&value["origin"]));
+        let _ = writeln!(
+            out,
+            "{:<16} {:<22} {:>4} {:<8} {:<8} {:>6} {:>16} {:>16}",
+            text(&line["relay"]),
+            text(&line["addresses"][0]),
+            count(&line["line"]),
+            text(&line["state"]),
+            text(&line["source"]),
+            count(&line["missed"]),
+            weight(&line["weights"]["up"]),
+            weight(&line["weights"]["down"])
+        );
+    }
+    let ignored = |name: &str| count(&status["announcements"][name]);
+    let reasons = ["forged", "stale", "foreign", "malformed", "excess"];
+    if reasons.iter().any(|reason| ignored(reason) > 0) {
+        let counts: Vec<String> =
+            reasons.iter().filter(|reason| ignored(reason) > 0).map(|reason| format!("{} {reason}", ignored(reason))).collect();
+        let _ = writeln!(out, "announcements ignored: {}", counts.join(", "));
+    }
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -72,6 +108,9 @@ mod tests {
             "listen": ["127.0.0.1:1080"],
             "inbound": {"connections": 2, "flows_opened": 7, "flows_refused": 1},
             "paths": [{"relay": "ann-pc", "address": "10.0.1.3:7654", "line": 1, "state": "active", "rtt_ms": 23.45, "rate_up": 9_800_000, "up_bytes": 12_000, "down_bytes": 3_400_000, "lost_datagrams": 4}],
+            "roster": [{"relay": "bob-pc", "line": 2, "addresses": ["10.0.1.4:7655"], "source": "lan", "missed": 1, "state": "serving",
+                "weights": {"up": {"weight": 18, "origin": "measured"}, "down": {"weight": 4, "origin": "set"}}}],
+            "announcements": {"accepted": 9, "forged": 2, "foreign": 0},
             "problems": [{"address": "10.0.1.4:7654", "problem": "relay 10.0.1.4:7654 does not answer"}],
         });
         let text = text(&status);
@@ -80,7 +119,11 @@ mod tests {
         for part in ["ann-pc", "10.0.1.3:7654", "active", "23.4", "9.8 Mbit/s", "12.0 kB", "3.4 MB"] {
             assert!(lines[2].contains(part), "{part} in {}", lines[2]);
         }
-        assert_eq!(lines[3], "relay 10.0.1.4:7654: relay 10.0.1.4:7654 does not answer");
+        for part in ["bob-pc", "10.0.1.4:7655", "lan", "18 measured", "4 set"] {
+            assert!(lines[4].contains(part), "{part} in {}", lines[4]);
+        }
+        assert_eq!(lines[5], "announcements ignored: 2 forged");
+        assert_eq!(lines[6], "relay 10.0.1.4:7654: relay 10.0.1.4:7654 does not answer");
     }
 
     #[test]

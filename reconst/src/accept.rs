@@ -5,9 +5,9 @@
 //! each flow to and from its content server. A session without paths is kept for [`KEPT_WITHOUT_PATHS`] so that its flows go on.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
@@ -21,23 +21,28 @@ use rand::RngExt;
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use shared::{
-    community::member::{Identity, Role},
-    ids::{LanId, SessionId},
+    community::{
+        hello::LineNumber,
+        listed::{self, ListedLine},
+        member::{Identity, Role},
+    },
+    ids::{LanId, PathId, SessionId},
     link::{CLOSE_DENIED, CLOSE_LEAVING, CLOSE_PROTOCOL, join, open, pipe::pipe, session::SessionHandle, stream::FlowStream, tls},
     service::Shutdown,
     transfer::{
-        control::AbortCode,
+        control::{AbortCode, Leaving},
         join::{JoinReply, JoinRequest, SessionSecret},
         path::PathStatus,
         schedule::Policy,
         session::{Limits, Side},
     },
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     accounts::{Accounts, Denied},
     egress::Egress,
+    roster::LineKey,
 };
 
 /// The sessions of all LANs served here, and what their flows need; clones share it.
@@ -62,6 +67,19 @@ struct Entry {
     handle: SessionHandle,
     secret: SessionSecret,
     incarnation: u64,
+    lines: Arc<Mutex<BTreeMap<PathId, (LineKey, IpAddr)>>>,
+}
+
+/// A path of a session, and what it runs over.
+pub struct PathOverLine {
+    /// The session's incarnation.
+    pub incarnation: u64,
+    /// The line, as the user says.
+    pub line: LineKey,
+    /// The address that the line shows.
+    pub remote: IpAddr,
+    /// The path's figures.
+    pub status: PathStatus,
 }
 
 /// A session's figures.
@@ -86,6 +104,9 @@ const JOIN_TIME: Duration = Duration::from_secs(15);
 
 /// How long a session without paths is kept: a laptop carried from one room to another, a router that restarts.
 pub const KEPT_WITHOUT_PATHS: Duration = Duration::from_secs(300);
+
+/// How long after a move the paths are asked to be made anew.
+const MOVE_TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a flow may take to say where it goes.
 const REQUEST_TIME: Duration = Duration::from_secs(60);
@@ -133,6 +154,48 @@ impl Sessions {
         handles.iter().flat_map(SessionHandle::path_status).collect()
     }
 
+    /// All paths, as far as they say what line they run over.
+    pub fn paths_over_lines(&self) -> Vec<PathOverLine> {
+        let entries: Vec<_> = self.inner.lock().values().cloned().collect();
+        let of_entry = |entry: Entry| {
+            let lines = entry.lines();
+            let over = |status: PathStatus| {
+                let (line, remote) = lines.get(&status.path)?.clone();
+                Some(PathOverLine { incarnation: entry.incarnation, line, remote, status })
+            };
+            entry.handle.path_status().into_iter().filter_map(over).collect::<Vec<_>>()
+        };
+        entries.into_iter().flat_map(of_entry).collect()
+    }
+
+    /// All sessions by incarnation, with their LANs.
+    pub fn incarnations(&self) -> Vec<(u64, LanId)> {
+        self.inner.lock().iter().map(|(key, entry)| (entry.incarnation, key.0.lan)).collect()
+    }
+
+    /// Tells a session its LAN's roster, and goes by the weights in it.
+    pub fn tell_lines(&self, incarnation: u64, lan: LanId, lines: &[ListedLine]) {
+        let entry = self.inner.lock().values().find(|entry| entry.incarnation == incarnation).cloned();
+        let Some(entry) = entry else { return };
+        for (path, (key, _)) in entry.lines() {
+            let line = lines.iter().find(|line| (lan, &line.relay, line.line) == (key.0, &key.1, key.2));
+            if let Some(line) = line {
+                entry.handle.set_weight(path, line.weights.down);
+            }
+        }
+        entry.handle.tell_roster(listed::encode(lines).into());
+    }
+
+    /// Has all paths over a line left in order.
+    pub fn leave_line(&self, line: &LineKey) {
+        let entries: Vec<_> = self.inner.lock().values().cloned().collect();
+        for entry in entries {
+            for (path, _) in entry.lines().into_iter().filter(|(_, (key, _))| key == line) {
+                entry.handle.leave_path(path, Leaving::Ends);
+            }
+        }
+    }
+
     /// The number of flows that are open now.
     pub fn open_flows(&self) -> usize {
         self.inner.open_flows.load(Ordering::Relaxed)
@@ -149,7 +212,8 @@ impl Sessions {
 
 /// Takes the paths of `lan` in on `endpoint` until `shutdown`. The flows that are open then go on until the caller closes the
 /// sessions.
-pub async fn serve(endpoint: quinn::Endpoint, lan: LanId, sessions: Sessions, shutdown: Shutdown) {
+/// Once the LAN has `moved` away from this endpoint, its paths are asked to be made anew.
+pub async fn serve(endpoint: quinn::Endpoint, lan: LanId, sessions: Sessions, shutdown: Shutdown, moved: watch::Receiver<bool>) {
     let joining = Arc::new(Semaphore::new(JOINING_MAX));
     loop {
         let incoming = tokio::select! {
@@ -165,13 +229,13 @@ pub async fn serve(endpoint: quinn::Endpoint, lan: LanId, sessions: Sessions, sh
             incoming.refuse();
             continue;
         };
-        let inner = sessions.inner.clone();
+        let (inner, moved) = (sessions.inner.clone(), moved.clone());
         tokio::spawn(async move {
             let remote = incoming.remote_address();
             match tokio::time::timeout(JOIN_TIME, inner.join(incoming, lan)).await {
                 Ok(Ok(Some(path))) => {
                     drop(permit);
-                    path.run(remote).await;
+                    path.run(remote, moved).await;
                 }
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => tracing::debug!(%remote, "no path: {error:#}"),
@@ -254,7 +318,12 @@ impl Inner {
             return Err(refused("the user has as many sessions as one may have"));
         }
         let handle = SessionHandle::new(Side::Reconst, self.policy, Limits::default());
-        let entry = Entry { handle: handle.clone(), secret: request.secret, incarnation: rand::rng().random_range(1..=u64::MAX) };
+        let entry = Entry {
+            handle: handle.clone(),
+            secret: request.secret,
+            incarnation: rand::rng().random_range(1..=u64::MAX),
+            lines: Arc::default(),
+        };
         sessions.insert(key.clone(), entry.clone());
         drop(sessions);
         tracing::info!(user = %key.0, "session begins");
@@ -317,8 +386,42 @@ impl Inner {
     }
 }
 
+impl Entry {
+    fn lines(&self) -> BTreeMap<PathId, (LineKey, IpAddr)> {
+        self.lines.lock().expect("nothing panics under the lock").clone()
+    }
+
+    fn note_line(&self, path: PathId, line: Option<(LineKey, IpAddr)>) {
+        let mut lines = self.lines.lock().expect("nothing panics under the lock");
+        match line {
+            Some(line) => lines.insert(path, line),
+            None => lines.remove(&path),
+        };
+    }
+}
+
 impl Path {
-    async fn run(self, remote: SocketAddr) {
+    async fn run(self, remote: SocketAddr, mut moved: watch::Receiver<bool>) {
+        let id = self.request.path;
+        if let Ok(name) = self.request.relay.parse() {
+            let key = (self.key.0.lan, name, LineNumber(self.request.line));
+            self.entry.note_line(id, Some((key, remote.ip().to_canonical())));
+        }
+        // Relays hear a moment later where the LAN is served now, and a path that is made anew is to find it.
+        let leave_if_moved = async {
+            if moved.wait_for(|moved| *moved).await.is_ok() {
+                tokio::time::sleep(MOVE_TOLD_AFTER).await;
+                self.entry.handle.leave_path(id, Leaving::Moves);
+            }
+        };
+        tokio::select! {
+            () = self.run_until_over(remote) => {}
+            () = async { leave_if_moved.await; std::future::pending().await } => {}
+        }
+        self.entry.note_line(id, None);
+    }
+
+    async fn run_until_over(&self, remote: SocketAddr) {
         let (user, relay, line) = (&self.key.0, &self.request.relay, self.request.line);
         tracing::info!(%user, %relay, line, %remote, "path up");
         let running = self.entry.handle.run_path(self.request.path, self.connection.clone(), self.request.weight_down);

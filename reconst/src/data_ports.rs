@@ -1,8 +1,8 @@
 //! The data ports: one QUIC endpoint for each LAN.
 //!
 //! Enters: the LANs of the accounts, now and whenever they change. Leaves: a bound endpoint for each, handed to [`accept`], and the
-//! addresses for the directory to tell. Always holds: a LAN that moves to another port is served there before relays hear of it, and
-//! the paths on the old port go on.
+//! addresses for the directory to tell. Always holds: a LAN that moves to another port is served there before relays hear of it; the
+//! paths on the old port are asked to be made anew, and go on for [`LEFT_SERVED_FOR`].
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use std::{
 use quinn::{Endpoint, VarInt};
 use shared::{
     ids::LanId,
-    link::{CLOSE_DENIED, CLOSE_LEAVING, transport::path_transport},
+    link::{CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, transport::path_transport},
     service::{Failure, Shutdown, bind_failure},
 };
 use tokio::{sync::watch, time::timeout};
@@ -44,6 +44,8 @@ struct DataPort {
     address: SocketAddr,
     /// Ends the taking in of paths on this port alone.
     accepting: Shutdown,
+    /// Tells its paths that the LAN has moved away.
+    moved: watch::Sender<bool>,
 }
 
 impl DataPorts {
@@ -83,8 +85,8 @@ impl DataPorts {
                 Ok(port) => {
                     tracing::info!(lan = %lan.id, name = %lan.name, address = %port.address, "LAN served");
                     if let Some(old) = self.ports.insert(lan.id, port) {
-                        old.accepting.request();
-                        self.left.push(old.endpoint);
+                        self.left.push(old.endpoint.clone());
+                        tokio::spawn(old.leave());
                     }
                 }
                 Err(failure) => result = Err(failure),
@@ -141,10 +143,25 @@ impl DataPorts {
         let endpoint = sockets::serve_at(wanted, self.config.clone()).map_err(failure)?;
         let address = endpoint.local_addr().map_err(failure)?;
         let accepting = Shutdown::new();
-        tokio::spawn(accept::serve(endpoint.clone(), lan.id, self.sessions.clone(), accepting.clone()));
-        Ok(DataPort { wanted: lan.data_port, endpoint, address, accepting })
+        let moved = watch::Sender::new(false);
+        tokio::spawn(accept::serve(endpoint.clone(), lan.id, self.sessions.clone(), accepting.clone(), moved.subscribe()));
+        Ok(DataPort { wanted: lan.data_port, endpoint, address, accepting, moved })
     }
 }
+
+impl DataPort {
+    /// Serves a port that its LAN has moved away from until its paths are gone, or for [`LEFT_SERVED_FOR`]: a relay that has not heard yet
+    /// still sends here.
+    async fn leave(self) {
+        self.moved.send_replace(true);
+        tokio::time::sleep(LEFT_SERVED_FOR).await;
+        self.accepting.request();
+        self.endpoint.close(VarInt::from_u32(CLOSE_MOVED), b"this LAN is served on another port");
+    }
+}
+
+/// How long a port is served that its LAN has moved away from: a relay whose login is away at that moment is back by then.
+const LEFT_SERVED_FOR: Duration = Duration::from_secs(60);
 
 /// Connections that wait to be taken in, at the acceptor's own bound.
 const INCOMING_MAX: usize = 512;

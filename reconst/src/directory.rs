@@ -2,13 +2,13 @@
 //!
 //! Enters: logins as [`shared::community::login`] words them. Leaves: each relay's LAN's data port, at once and whenever it moves; a
 //! refusal with a reason for who is no relay any more, also in the middle of a login. Always holds: handshakes, logins and logins of
-//! one relay are bounded. What the relay announces is left to the roster.
+//! one relay are bounded. What the relay says of its line goes to the [roster](crate::roster), what is measured of the line comes back from it.
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -16,6 +16,7 @@ use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
 use serde::Serialize;
 use shared::{
     community::{
+        hello::LineNumber,
         login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, Placement},
         member::Role,
     },
@@ -28,7 +29,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::accounts::{Accounts, Denied, Member, MemberId};
+use crate::{
+    accounts::{Accounts, Denied, Member, MemberId},
+    lines::Lines,
+    roster::{LineKey, Rates, RosterReport},
+};
 
 /// Where each LAN's paths are served now.
 pub type DataAddresses = Arc<BTreeMap<LanId, SocketAddr>>;
@@ -43,6 +48,7 @@ pub struct Directory {
 struct Shared {
     accounts: Accounts,
     data_addresses: watch::Receiver<DataAddresses>,
+    lines: Lines,
     logins: Mutex<Logins>,
 }
 
@@ -67,8 +73,8 @@ pub struct LoginReport {
 
 impl Directory {
     /// A directory of `data_addresses`, with no logins yet.
-    pub fn new(accounts: Accounts, data_addresses: watch::Receiver<DataAddresses>) -> Self {
-        Self { shared: Arc::new(Shared { accounts, data_addresses, logins: Mutex::default() }) }
+    pub fn new(accounts: Accounts, data_addresses: watch::Receiver<DataAddresses>, lines: Lines) -> Self {
+        Self { shared: Arc::new(Shared { accounts, data_addresses, lines, logins: Mutex::default() }) }
     }
 
     /// The logins that stand, by LAN and relay.
@@ -76,6 +82,11 @@ impl Directory {
         let mut report: Vec<_> = self.shared.lock().standing.values().map(|(_, report)| report.clone()).collect();
         report.sort_by(|a, b| (a.lan, &a.relay, a.line).cmp(&(b.lan, &b.relay, b.line)));
         report
+    }
+
+    /// The lines on the rosters, for people.
+    pub fn roster(&self) -> Vec<RosterReport> {
+        self.shared.lines.lock().report(Instant::now())
     }
 
     /// Takes logins in on `endpoint` until `shutdown`. Those that stand go on until the endpoint is closed.
@@ -136,7 +147,7 @@ impl Shared {
         let line = loop {
             match next_message(&mut receive, &mut frames).await {
                 Ok(FromRelay::Login { line, .. }) => break line,
-                Ok(FromRelay::Active(_)) => {}
+                Ok(FromRelay::Active(_) | FromRelay::ShutDown) => {}
                 Err(error) => {
                     close(&connection, CloseCode::Protocol, "that is no login");
                     return Err(error);
@@ -149,7 +160,9 @@ impl Shared {
             bail!("too many logins");
         };
         tracing::info!(relay = %member.identity, line, %remote, "relay logged in");
-        Ok(Login { shared: self, key, member, certificate, connection, send, receive, frames })
+        let line = (member.identity.lan, member.identity.name.clone(), LineNumber(line));
+        self.lines.with(|rosters| rosters.on_login(Instant::now(), line.clone(), key, remote.ip().to_canonical()));
+        Ok(Login { shared: self, key, line, member, certificate, connection, send, receive, frames })
     }
 
     fn enter(&self, member: MemberId, report: LoginReport) -> Option<u64> {
@@ -169,6 +182,7 @@ impl Shared {
 struct Login {
     shared: Arc<Shared>,
     key: u64,
+    line: LineKey,
     member: Member,
     certificate: rustls::pki_types::CertificateDer<'static>,
     connection: quinn::Connection,
@@ -182,6 +196,8 @@ impl Login {
         let mut data_addresses = self.shared.data_addresses.clone();
         let mut changes = self.shared.accounts.changes();
         let mut told = None;
+        let mut told_rates = Rates::default();
+        let mut tick = tokio::time::interval(RATES_INTERVAL);
         loop {
             let address = data_addresses.borrow_and_update().get(&self.member.identity.lan).copied();
             if address.is_some() && address != told {
@@ -189,14 +205,32 @@ impl Login {
                 told = address;
             }
             tokio::select! {
-                // What relays announce is for the roster; that they do says no more here than the open connection does.
-                message = next_message(&mut self.receive, &mut self.frames) => drop(message?),
+                message = next_message(&mut self.receive, &mut self.frames) => self.take(message?),
+                _ = tick.tick() => {
+                    let news = self.shared.lines.lock().news_of_rates(&self.line, told_rates);
+                    if let Some(rates) = news {
+                        let mut message = Vec::new();
+                        FromReconst::LineRate { up: rates.up, down: rates.down }.encode(&mut message);
+                        timeout(SEND_TIME, self.send.write_all(&message)).await.context("the relay does not read")??;
+                        told_rates = rates;
+                    }
+                }
                 changed = data_addresses.changed() => changed.context("reconst stops")?,
                 changed = changes.changed() => {
                     changed.context("reconst stops")?;
                     self.check_still_a_member().await?;
                 }
             }
+        }
+    }
+
+    fn take(&self, message: FromRelay) {
+        let now = Instant::now();
+        match message {
+            // Once is enough.
+            FromRelay::Login { .. } => (),
+            FromRelay::Active(active) => self.shared.lines.with(|rosters| rosters.on_active(now, &self.line, self.key, active)),
+            FromRelay::ShutDown => self.shared.lines.with(|rosters| rosters.on_shut_down(&self.line, self.key)),
         }
     }
 
@@ -223,6 +257,7 @@ impl Login {
 impl Drop for Login {
     fn drop(&mut self) {
         self.shared.lock().standing.remove(&self.key);
+        self.shared.lines.with(|rosters| rosters.on_logout(&self.line, self.key));
     }
 }
 
@@ -283,6 +318,9 @@ const LOGIN_TIME: Duration = Duration::from_secs(15);
 
 /// A relay that does not take a few bytes for this long is cut off: it comes again.
 const SEND_TIME: Duration = Duration::from_secs(30);
+
+/// How often a relay is told its line's rates if they have changed: a weight need not follow faster, and a modem's line has other uses.
+const RATES_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Twice what a relay waits, so that it is the relay that finds its line down.
 const IDLE_MS: u32 = 30_000;

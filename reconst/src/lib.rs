@@ -1,6 +1,6 @@
 //! The ISP's reconstitution server: the far end of every session.
 //!
-//! A relay logs in ([`directory`]) and learns on which of the data ports its LAN is served; a user's paths come in there ([`accept`]),
+//! A relay logs in ([`directory`]) and learns on which of the data ports its LAN is served, the LAN's [`roster`] holds its lines; a user's paths come in there ([`accept`]),
 //! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]). [`provision`] makes the state and
 //! the members' profiles that all this starts from.
 
@@ -10,7 +10,9 @@ pub mod authority;
 mod data_ports;
 pub mod directory;
 pub mod egress;
+pub mod lines;
 pub mod provision;
+pub mod roster;
 mod running;
 mod sockets;
 pub mod state;
@@ -22,7 +24,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use shared::{service::Shutdown, transfer::schedule::Policy};
+use shared::{community::roster::RosterConfig, service::Shutdown, transfer::schedule::Policy};
 
 pub use self::{
     running::{Running, start},
@@ -44,6 +46,9 @@ pub struct Config {
     pub egress_allow: Vec<IpNet>,
     /// How the bytes to users are spread over their paths.
     pub scheduler: Policy,
+    /// `ACTIVE`s in a row after which a relay's line is off the roster. With 1 a lost one takes it off, with many a dead one is told to users
+    /// for long.
+    pub missed_max: u32,
     /// Where `status` is answered; loopback only.
     pub admin: Option<SocketAddr>,
     /// How long open flows may go on once it is time to drain. Too short breaks downloads at every restart, too long delays the restart.
@@ -60,6 +65,7 @@ impl Config {
             has_ephemeral_data_ports: false,
             egress_allow: Vec::new(),
             scheduler: Policy::default(),
+            missed_max: RosterConfig::default().missed_max,
             admin: None,
             drain_time: DEFAULT_DRAIN_TIME,
         }

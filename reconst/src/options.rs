@@ -30,6 +30,9 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "CIDR", value_parser = network)]
     #[serde(default)]
     egress_allow: Vec<String>,
+    /// How many announcements in a row a relay may miss before it is off the roster [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    missed_announces: Option<u32>,
     /// Answer `reconst status` here; loopback only
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -50,6 +53,7 @@ impl RunOptions {
             state: self.state.or(file.state),
             bind: self.bind.or(file.bind),
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
+            missed_announces: self.missed_announces.or(file.missed_announces),
             admin: self.admin.or(file.admin),
             drain_time: self.drain_time.or(file.drain_time),
             log_format: self.log_format.or(file.log_format),
@@ -66,6 +70,7 @@ impl RunOptions {
         let mut config = Config::new(state, self.bind.unwrap_or_else(reconst::any_address));
         let parse = |text: &String| parsed_network(text).map_err(Failure::config);
         config.egress_allow = self.egress_allow.iter().map(parse).collect::<Result<_, _>>()?;
+        config.missed_max = self.missed_announces.unwrap_or(config.missed_max).max(1);
         config.admin = self.admin;
         if let Some(seconds) = self.drain_time {
             if seconds > DRAIN_SECONDS_MAX {

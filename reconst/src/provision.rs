@@ -93,6 +93,17 @@ impl Registrar {
         Ok(self.accounts.add_lan(name, id, data_port, login_port(&self.accounts).await?).await?)
     }
 
+    /// Moves a LAN to another data port, also while `reconst` runs: relays and paths follow. Gives it as it was.
+    ///
+    /// # Errors
+    /// If there is no such LAN, or the port is taken.
+    pub async fn move_lan(&self, name: &Name, data_port: u16) -> Result<Lan, Failure> {
+        if data_port == 0 {
+            return Err(Failure::usage("ports begin at 1"));
+        }
+        Ok(self.accounts.move_lan(name, data_port, login_port(&self.accounts).await?).await?)
+    }
+
     /// Adds a user to a LAN.
     ///
     /// # Errors

@@ -55,6 +55,16 @@ pub(crate) enum LanCommand {
     },
     /// List the LANs
     List(State),
+    /// Move a LAN to another data port, also while reconst runs: relays and paths follow, no flow breaks
+    Move {
+        /// The LAN's name
+        name: Name,
+        #[command(flatten)]
+        state: State,
+        /// The UDP port on which its paths are served from now on
+        #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+        data_port: u16,
+    },
     /// Remove a LAN and all its members
     Remove {
         /// The LAN's name
@@ -155,6 +165,10 @@ impl LanCommand {
                 for lan in open(&state).await?.accounts().lans().await.map_err(Failure::from)? {
                     println!("{}\tLAN {}\tdata port {}", lan.name, lan.id, lan.data_port);
                 }
+            }
+            Self::Move { name, state, data_port } => {
+                let before = open(&state).await?.move_lan(&name, data_port).await?;
+                println!("moved LAN {name} ({}) from UDP port {} to {data_port}; let UDP in there", before.id, before.data_port);
             }
             Self::Remove { name, state } => {
                 open(&state).await?.accounts().remove_lan(&name).await.map_err(Failure::from)?;

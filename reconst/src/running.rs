@@ -24,6 +24,7 @@ use crate::{
     data_ports::DataPorts,
     directory::{self, DataAddresses, Directory},
     egress::Egress,
+    lines::Lines,
     provision, sockets,
     state::StateDir,
 };
@@ -40,6 +41,7 @@ pub struct Running {
     /// Gives the ports back once it is time to drain.
     serving_lans: JoinHandle<DataPorts>,
     following: JoinHandle<()>,
+    following_lines: JoinHandle<()>,
     drain_time: Duration,
     shutdown: Shutdown,
 }
@@ -82,7 +84,9 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         tracing::warn!("there is no LAN to serve yet: add one with `reconst lan add NAME --state {}`", config.state_dir.display());
     }
     let data_addresses = data_ports.addresses();
-    let directory = Directory::new(accounts.clone(), data_addresses.clone());
+    let lines = Lines::new(config.missed_max);
+    let directory = Directory::new(accounts.clone(), data_addresses.clone(), lines.clone());
+    let following_lines = tokio::spawn(lines.follow(sessions.clone()));
     tracing::info!(login = %login_address, lans = lans.len(), "reconst serves");
 
     tokio::spawn(directory.clone().serve(login_endpoint.clone(), shutdown.clone()));
@@ -116,6 +120,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         data_addresses,
         serving_lans,
         following,
+        following_lines,
         drain_time: config.drain_time,
         shutdown,
     })
@@ -168,6 +173,7 @@ impl Running {
         data_ports.close().await;
         let _ = timeout(CLOSING_TIME, self.login_endpoint.wait_idle()).await;
         self.following.abort();
+        self.following_lines.abort();
         self.accounts.close().await;
         tracing::info!("reconst has stopped");
         Ok(())
@@ -191,6 +197,7 @@ fn status(
         "login": login_address,
         "lans": data_addresses.borrow().iter().map(|(lan, address)| json!({ "lan": lan, "data": address })).collect::<Vec<_>>(),
         "relays": directory.report(),
+        "roster": directory.roster(),
         "sessions": sessions.report(),
         "open_flows": sessions.open_flows(),
     })

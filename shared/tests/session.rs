@@ -10,6 +10,7 @@ use shared::{
     community::{
         member::{Identity, RECONST_NAME, Role},
         profile::Profile,
+        weight::LineWeight,
     },
     ids::{LanId, PathId},
     link::{
@@ -105,7 +106,7 @@ impl Ends {
             ends.connections.push(near.clone());
             ends._endpoints.push(client);
             for (session, connection) in [(ends.proxy.clone(), near), (ends.reconst.clone(), far)] {
-                tokio::spawn(async move { session.run_path(id, connection, 1).await });
+                tokio::spawn(async move { session.run_path(id, connection, LineWeight::default()).await });
             }
         }
         for session in [&ends.proxy, &ends.reconst] {

@@ -2,8 +2,7 @@
 //! and in this process.
 //!
 //! Line N answers at 127.0.N.1 on the ports that `reconst` has on 127.0.0.1, and relay N's profile says that `reconst` is
-//! there, so the programs need no setting of their own to be put behind a line. Relays announce nothing: a proxy is told of
-//! each. Everything that is kept lies in a directory that goes away with the neighbourhood.
+//! there, so the programs need no setting of their own to be put behind a line. How proxies find relays is the [`Plan`]'s choice. Everything that is kept lies in a directory that goes away with the neighbourhood.
 
 mod ports;
 mod proxy;
@@ -20,10 +19,9 @@ use shared::{
     community::{
         member::Name,
         profile::Profile,
-        weight::{Weight, Weights},
+        weight::{LineWeight, Weights},
     },
     ids::LanId,
-    service::Shutdown,
     target::{Host, Target},
     transfer::schedule::Policy,
 };
@@ -69,8 +67,24 @@ pub struct Plan {
     pub seed: u64,
     /// How its proxies spread chunks.
     pub scheduler: proxy_local::config::Scheduler,
-    /// The relays that run from the start. The first proxy knows of all; the others are for [`Neighbourhood::start_relay`].
+    /// How its proxies find relays.
+    pub finding: Finding,
+    /// Whether the relays' weights are measured, in place of set by their lines' rates.
+    pub measures: bool,
+    /// The relays that run from the start. The first proxy finds all; the others are for [`Neighbourhood::start_relay`].
     pub relays_at_start: usize,
+}
+
+/// How a proxy finds relays.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Finding {
+    /// It is told of each by name.
+    #[default]
+    Named,
+    /// It is told of the first by name; of the others `reconst` tells.
+    Told,
+    /// They announce themselves; by unicast, since loopback may have no multicast. Only the first proxy hears them.
+    Heard,
 }
 
 /// A `peer-relay` of the neighbourhood, running or not.
@@ -80,6 +94,8 @@ struct Relay {
     /// Kept from its first start, so that it comes back where it was.
     address: SocketAddr,
     weights: Weights,
+    /// Where it announces itself.
+    announces_to: Option<SocketAddr>,
     program: Option<Program<peer_relay::Running>>,
 }
 
@@ -88,7 +104,15 @@ impl Plan {
     pub fn new(scene: Scene) -> Self {
         let relays_at_start = scene.lines.len();
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Self { scene, listen, seed: 1, scheduler: proxy_local::config::Scheduler::default(), relays_at_start }
+        Self {
+            scene,
+            listen,
+            seed: 1,
+            scheduler: proxy_local::config::Scheduler::default(),
+            finding: Finding::default(),
+            measures: false,
+            relays_at_start,
+        }
     }
 }
 
@@ -111,6 +135,8 @@ impl Neighbourhood {
         let scheduler = plan.scheduler.into();
         let reconst = start_reconst(&state, content.address().ip(), scheduler).await?;
 
+        let announce_port = take_port(&[RELAY_IP]).context("no free UDP port for announcements")?;
+        let announce_to = SocketAddr::new(RELAY_IP, announce_port);
         let line_thread = Lines::start().context("no thread for the lines")?;
         let mut lines = Vec::new();
         let mut relays = Vec::new();
@@ -123,14 +149,26 @@ impl Neighbourhood {
             let profile = registrar.add_relay(&lan, &name(&format!("relay{}", index + 1))).await?;
             let profile = Profile { reconst: vec![Target { host: Host::Ip(ip), port: ports.login }], ..profile };
             let port = take_port(&[RELAY_IP]).context("no free UDP port for a relay")?;
-            relays.push(Relay { profile, address: SocketAddr::new(RELAY_IP, port), weights: weights(&plan.scene, line), program: None });
+            relays.push(Relay {
+                profile,
+                address: SocketAddr::new(RELAY_IP, port),
+                weights: if plan.measures { Weights::default() } else { weights(&plan.scene, line) },
+                announces_to: (plan.finding == Finding::Heard).then_some(announce_to),
+                program: None,
+            });
             lines.push(handle);
         }
         for relay in relays.iter_mut().take(plan.relays_at_start) {
             relay.start().await?;
         }
-        let known: Vec<SocketAddr> = relays.iter().map(|relay| relay.address).collect();
-        let proxy = Proxy::start(&user, plan.listen, &known, plan.scheduler).await?;
+        let named = match plan.finding {
+            Finding::Named => relays.len(),
+            Finding::Told => 1,
+            Finding::Heard => 0,
+        };
+        let named: Vec<SocketAddr> = relays.iter().take(named).map(|relay| relay.address).collect();
+        let hears_at = (plan.finding != Finding::Named).then_some(announce_to);
+        let proxy = Proxy::start(&user, plan.listen, &named, plan.scheduler, hears_at).await?;
         let neighbourhood = Self {
             scene: plan.scene,
             proxy,
@@ -200,7 +238,7 @@ impl Neighbourhood {
     /// If it does not start.
     pub async fn add_proxy(&self, user: &Profile, relays: &[usize]) -> anyhow::Result<Proxy> {
         let known: Vec<SocketAddr> = relays.iter().map(|&index| self.relays[index].address).collect();
-        Proxy::start(user, (Ipv4Addr::LOCALHOST, 0).into(), &known, Default::default()).await
+        Proxy::start(user, (Ipv4Addr::LOCALHOST, 0).into(), &known, Default::default(), None).await
     }
 
     /// Ends a relay as a power cut does; nothing happens if it does not run.
@@ -218,6 +256,45 @@ impl Neighbourhood {
         self.relays[index].start().await
     }
 
+    /// Lets a relay that does not run come back at another port of its PC, as after a change of its configuration.
+    ///
+    /// # Errors
+    /// If there is no free port.
+    pub fn move_relay(&mut self, index: usize) -> anyhow::Result<()> {
+        let port = take_port(&[RELAY_IP]).context("no free UDP port for a relay")?;
+        self.relays[index].address.set_port(port);
+        Ok(())
+    }
+
+    /// A relay's profile, which leads over its line.
+    pub fn relay_profile(&self, index: usize) -> &Profile {
+        &self.relays[index].profile
+    }
+
+    /// A relay's state, if it runs.
+    pub fn relay_status(&self, index: usize) -> Option<peer_relay::Status> {
+        self.relays[index].program.as_ref().map(|program| program.running().status())
+    }
+
+    /// What `reconst` shows of itself, if it runs.
+    pub fn reconst(&self) -> Option<&reconst::Running> {
+        self.reconst.as_ref().map(Program::running)
+    }
+
+    /// Moves the LAN to another data port, which is opened on each line first.
+    ///
+    /// # Errors
+    /// If no port is free, or `reconst` does not know the LAN.
+    pub async fn move_data_port(&self) -> anyhow::Result<u16> {
+        let ips: Vec<IpAddr> = self.lines.iter().map(LineHandle::ip).chain([RECONST_IP]).collect();
+        let port = take_port(&ips).context("no free UDP port for the LAN")?;
+        for line in &self.lines {
+            line.open(SocketAddr::new(RECONST_IP, port))?;
+        }
+        self.registrar.move_lan(&name("elm"), port).await?;
+        Ok(port)
+    }
+
     /// Where a relay is or will be.
     pub fn relay_address(&self, index: usize) -> SocketAddr {
         self.relays[index].address
@@ -231,6 +308,18 @@ impl Neighbourhood {
         match self.relays[index].program.take() {
             Some(program) => program.stop(peer_relay::Running::wait).await,
             None => Ok(()),
+        }
+    }
+
+    /// Asks a relay to drain, and waits elsewhere until it has; nothing happens if it does not run. It may be started again at once, at another
+    /// port.
+    ///
+    /// # Panics
+    /// If there is no free port.
+    pub fn drain_relay(&mut self, index: usize) {
+        if let Some(program) = self.relays[index].program.take() {
+            tokio::spawn(program.stop(peer_relay::Running::wait));
+            self.move_relay(index).expect("a PC has free ports");
         }
     }
 
@@ -273,9 +362,16 @@ impl Neighbourhood {
 impl Relay {
     async fn start(&mut self) -> anyhow::Result<()> {
         if self.program.is_none() {
-            let (profile, address, weights) = (self.profile.clone(), self.address, self.weights);
-            let name = profile.identity.name.to_string();
-            self.program = Some(Program::start(name, move |shutdown| start_relay(profile, address, weights, shutdown)).await?);
+            let mut config = peer_relay::Config::new(self.profile.clone());
+            config.announce.multicast = false;
+            config.announce.unicast = self.announces_to.into_iter().collect();
+            config.drain = RELAY_DRAIN_TIME;
+            for line in &mut config.lines {
+                line.lan_bind = Some(self.address);
+                line.weights = self.weights;
+            }
+            let name = self.profile.identity.name.to_string();
+            self.program = Some(Program::start(name, move |shutdown| peer_relay::start(config, shutdown)).await?);
         }
         Ok(())
     }
@@ -315,24 +411,12 @@ async fn start_reconst(state: &Path, content: IpAddr, scheduler: Policy) -> anyh
     Program::start("reconst", move |shutdown| reconst::start(config, shutdown)).await
 }
 
-/// A relay of one line of these weights at `address`, which tells nobody that it is there.
-async fn start_relay(profile: Profile, address: SocketAddr, weights: Weights, shutdown: Shutdown) -> anyhow::Result<peer_relay::Running> {
-    let mut config = peer_relay::Config::new(profile);
-    config.announce.multicast = false;
-    config.drain = DRAIN_TIME;
-    for line in &mut config.lines {
-        line.lan_bind = Some(address);
-        line.weights = weights;
-    }
-    peer_relay::start(config, shutdown).await
-}
-
 /// The weights of a line among those of its scene.
 fn weights(scene: &Scene, line: &SceneLine) -> Weights {
     let weight = |way| {
         let best = scene.lines[scene.best_line(way)].conditions(way).rate.bits_per_second as f64;
         let part = line.conditions(way).rate.bits_per_second as f64 / best;
-        Weight::new((part * WEIGHT_OF_BEST).round() as u16).unwrap_or(Weight::ONE)
+        LineWeight::set((part * WEIGHT_OF_BEST).round() as u16)
     };
     Weights { up: weight(Way::Up), down: weight(Way::Down) }
 }
@@ -343,6 +427,8 @@ const RELAY_IP: IpAddr = RECONST_IP;
 const CONTENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));
 /// What is open when a neighbourhood ends is nobody's.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// As long as a relay forwards once it is to stop: proxies leave its paths meanwhile.
+const RELAY_DRAIN_TIME: Duration = Duration::from_secs(3);
 /// Fine enough that rates of 50:1 are told apart.
 const WEIGHT_OF_BEST: f64 = 100.0;
 /// Spreads seeds so that neighbourhoods of neighbouring seeds share no line's.

@@ -116,6 +116,26 @@ impl Accounts {
         self.lans().await?.into_iter().find(|lan| lan.name == *name).ok_or_else(|| AccountsError::NoLan(name.clone()))
     }
 
+    /// Moves a LAN to another data port; gives it as it was.
+    ///
+    /// # Errors
+    /// If there is none of that name, or the port is taken; `login_port` counts as taken.
+    pub async fn move_lan(&self, name: &Name, data_port: u16, login_port: u16) -> Result<Lan, AccountsError> {
+        let mut transaction = self.write().await?;
+        let lans = live_lans(&mut transaction).await?;
+        let lan = lans.iter().find(|lan| lan.name == *name).ok_or_else(|| AccountsError::NoLan(name.clone()))?;
+        if data_port == login_port || lans.iter().any(|other| other.id != lan.id && other.data_port == data_port) {
+            return Err(AccountsError::DataPortTaken(data_port));
+        }
+        sqlx::query("UPDATE lans SET data_port = $1 WHERE name = $2 AND removed_at IS NULL")
+            .bind(i64::from(data_port))
+            .bind(name.as_str())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(lan.clone())
+    }
+
     /// Removes a LAN and so all its members.
     ///
     /// # Errors

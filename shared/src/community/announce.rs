@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::BufMut;
+use serde::Serialize;
 
 use super::{
     hello::{CERTIFICATE_MAX_BYTES, LineNumber, SIGNATURE_MAX_BYTES, VERSION, put_ip, take_ip},
@@ -75,7 +76,8 @@ pub struct AnnouncedLine {
 }
 
 /// Whether a line serves.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum LineState {
     /// It does.
@@ -98,7 +100,7 @@ pub struct Heard {
 }
 
 /// What has become of the packets heard, each counted since the start.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
 pub struct ListenerCounters {
     /// New announcements of this LAN's relays.
     pub accepted: u64,
@@ -202,6 +204,21 @@ impl<'a> Unverified<'a> {
     }
 }
 
+impl LineState {
+    /// Takes a state off the front of `input`.
+    ///
+    /// # Errors
+    /// If `input` is empty or it is none.
+    pub(super) fn decode(input: &mut &[u8]) -> Result<Self, WireError> {
+        Ok(match wire::take_u8(input)? {
+            1 => Self::Serving,
+            2 => Self::Paused,
+            3 => Self::Down,
+            _ => return Err(WireError::Value("line state")),
+        })
+    }
+}
+
 impl AnnouncedLine {
     fn decode(input: &mut &[u8]) -> Result<Self, WireError> {
         let number = match wire::take_u8(input)? {
@@ -213,12 +230,7 @@ impl AnnouncedLine {
             port => port,
         };
         let weights = Weights::decode(input)?;
-        let state = match wire::take_u8(input)? {
-            1 => LineState::Serving,
-            2 => LineState::Paused,
-            3 => LineState::Down,
-            _ => return Err(WireError::Value("line state")),
-        };
+        let state = LineState::decode(input)?;
         Ok(Self { number, port, weights, state })
     }
 }
@@ -338,7 +350,8 @@ pub const GROUP_V4: Ipv4Addr = Ipv4Addr::new(239, 255, 76, 54);
 /// Its twin on IPv6: link-local and of nobody's registration (RFC 4291 §2.7), ending in `trib`.
 pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x7472, 0x6962);
 
-/// The most lines of one relay: with the longest certificate and signature they fit the least MTU of IPv6 (1,280 bytes).
+/// The most lines of one relay: with the longest certificate and signature they fit the least MTU of IPv6 (1,280 bytes). A PC with more
+/// runs a second relay, which has a profile of its own.
 pub const LINES_MAX: usize = 8;
 
 /// The most relays that a listener knows apart; only certificates of the LAN's authority count.

@@ -8,11 +8,19 @@
 //! Always holds: no frame is longer than [`FRAME_MAX`], and an unknown kind is skipped, so that either end may be the older one.
 //! Sending, reconnecting and believing are left to the ends.
 
+use std::net::IpAddr;
+
 use bytes::{Buf, BufMut};
 
+use super::{
+    announce::LineState,
+    hello::{put_ip, take_ip},
+    weight::Weights,
+};
 use crate::{
     ids::LanId,
     target::Target,
+    units::Rate,
     wire::{self, WireError},
 };
 
@@ -25,6 +33,9 @@ pub const FRAME_MAX: usize = 16 * 1024;
 /// The most LANs that one [`FromReconst::Serving`] lists: what fits a frame, whatever the targets.
 pub const SERVING_MAX: usize = 60;
 
+/// The most addresses of one relay that are told: a PC with Ethernet and Wi-Fi, each with IPv4 and IPv6, and as many again.
+pub const ADDRESSES_MAX: usize = 8;
+
 /// A message of the relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum FromRelay {
@@ -35,8 +46,25 @@ pub enum FromRelay {
         /// The line that the connection runs over, numbered within its relay.
         line: u8,
     },
-    /// A signed announcement, as it is sent on the LAN.
-    Active(Vec<u8>),
+    /// The line is there; its traffic says the same.
+    Active(LineActive),
+    /// The line is about to leave: its paths drain.
+    ShutDown,
+}
+
+/// What a relay says of the line that its login runs over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LineActive {
+    /// The relay's addresses on its LAN, at most [`ADDRESSES_MAX`]; link-local ones mean nothing elsewhere and are left out.
+    pub addresses: Vec<IpAddr>,
+    /// The line's port on the LAN, 1 to 65,535.
+    pub port: u16,
+    /// Its weights.
+    pub weights: Weights,
+    /// Whether it serves.
+    pub state: LineState,
+    /// The time to the next one, in milliseconds, 1 to 65,535.
+    pub interval_ms: u16,
 }
 
 /// A message of `reconst`.
@@ -44,6 +72,15 @@ pub enum FromRelay {
 pub enum FromReconst {
     /// Where the paths of the relay's LANs are served from now on; replaces what was said before.
     Serving(Vec<Placement>),
+    /// How fast the line is, as far as `reconst` has measured it, in bits per second.
+    LineRate {
+        /// From the relay to `reconst`.
+        up: Option<Rate>,
+        /// From `reconst` to the relay.
+        down: Option<Rate>,
+    },
+    /// The roster of the relay's LAN, as [`super::listed`] writes it.
+    Roster(Vec<u8>),
 }
 
 /// Where one LAN's paths are served.
@@ -76,6 +113,8 @@ pub enum CloseCode {
     Protocol = 2,
     /// No room now: connect again later.
     Busy = 3,
+    /// The LAN is served elsewhere: connect again at once, as `reconst` says where.
+    Moved = 4,
 }
 
 impl CloseCode {
@@ -86,6 +125,7 @@ impl CloseCode {
             1 => Self::Denied,
             2 => Self::Protocol,
             3 => Self::Busy,
+            4 => Self::Moved,
             _ => return None,
         })
     }
@@ -99,8 +139,6 @@ impl CloseCode {
 impl FromRelay {
     /// Appends the message as a frame.
     ///
-    /// # Panics
-    /// If an announcement does not fit [`FRAME_MAX`].
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_frame(out, |frame| match self {
             Self::Login { version, line } => {
@@ -108,10 +146,17 @@ impl FromRelay {
                 frame.put_u8(*version);
                 frame.put_u8(*line);
             }
-            Self::Active(announcement) => {
+            Self::Active(LineActive { addresses, port, weights, state, interval_ms }) => {
                 frame.put_u8(KIND_ACTIVE);
-                frame.put_slice(announcement);
+                frame.put_u16(*port);
+                weights.encode(frame);
+                frame.put_u8(*state as u8);
+                frame.put_u16(*interval_ms);
+                let addresses = &addresses[..addresses.len().min(ADDRESSES_MAX)];
+                frame.put_u8(addresses.len() as u8);
+                addresses.iter().for_each(|address| put_ip(frame, *address));
             }
+            Self::ShutDown => frame.put_u8(KIND_SHUT_DOWN),
         });
     }
 
@@ -125,7 +170,8 @@ impl FromRelay {
                 0 => return Err(WireError::Value("login version")),
                 version => Self::Login { version, line: wire::take_u8(&mut frame)? },
             },
-            KIND_ACTIVE => Self::Active(frame.to_vec()),
+            KIND_ACTIVE => Self::Active(LineActive::decode(&mut frame)?),
+            KIND_SHUT_DOWN => Self::ShutDown,
             _ => return Ok(None),
         }))
     }
@@ -135,27 +181,40 @@ impl FromReconst {
     /// Appends the message as a frame.
     ///
     /// # Panics
-    /// If it lists more than [`SERVING_MAX`] LANs.
+    /// If it lists more than [`SERVING_MAX`] LANs, or a roster longer than one may be.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let Self::Serving(placements) = self;
-        assert!(placements.len() <= SERVING_MAX, "reconst places at most SERVING_MAX LANs of one relay");
-        put_frame(out, |frame| {
-            frame.put_u8(KIND_SERVING);
-            wire::put_varint(frame, placements.len() as u64);
-            for Placement { lan, data } in placements {
-                frame.put_u16(lan.0);
-                match data {
-                    DataAddress::Here(port) => {
-                        frame.put_u8(HERE);
-                        frame.put_u16(*port);
-                    }
-                    DataAddress::Elsewhere(target) => {
-                        frame.put_u8(ELSEWHERE);
-                        target.encode(frame);
-                    }
+        put_frame(out, |frame| match self {
+            Self::Serving(placements) => Self::encode_serving(frame, placements),
+            Self::LineRate { up, down } => {
+                frame.put_u8(KIND_LINE_RATE);
+                for rate in [up, down] {
+                    wire::put_varint(frame, rate.map_or(0, |rate| rate.bits_per_second.min(wire::VARINT_MAX)));
                 }
             }
+            Self::Roster(lines) => {
+                frame.put_u8(KIND_ROSTER);
+                frame.put_slice(lines);
+            }
         });
+    }
+
+    fn encode_serving(frame: &mut Vec<u8>, placements: &[Placement]) {
+        assert!(placements.len() <= SERVING_MAX, "reconst places at most SERVING_MAX LANs of one relay");
+        frame.put_u8(KIND_SERVING);
+        wire::put_varint(frame, placements.len() as u64);
+        for Placement { lan, data } in placements {
+            frame.put_u16(lan.0);
+            match data {
+                DataAddress::Here(port) => {
+                    frame.put_u8(HERE);
+                    frame.put_u16(*port);
+                }
+                DataAddress::Elsewhere(target) => {
+                    frame.put_u8(ELSEWHERE);
+                    target.encode(frame);
+                }
+            }
+        }
     }
 
     /// The message in a frame that [`Frames`] gave; none if this version knows no such message.
@@ -164,15 +223,48 @@ impl FromReconst {
     /// If the frame can't be read.
     pub fn decode(mut frame: &[u8]) -> Result<Option<Self>, WireError> {
         let input = &mut frame;
-        if wire::take_u8(input)? != KIND_SERVING {
-            return Ok(None);
+        match wire::take_u8(input)? {
+            KIND_SERVING => Self::decode_serving(input).map(Some),
+            KIND_LINE_RATE => {
+                let mut rate = || {
+                    let bits_per_second = wire::take_varint(input)?;
+                    Ok((bits_per_second > 0).then_some(Rate { bits_per_second }))
+                };
+                Ok(Some(Self::LineRate { up: rate()?, down: rate()? }))
+            }
+            KIND_ROSTER => Ok(Some(Self::Roster(input.to_vec()))),
+            _ => Ok(None),
         }
+    }
+
+    fn decode_serving(input: &mut &[u8]) -> Result<Self, WireError> {
         let count = wire::take_varint(input)?;
         if count > SERVING_MAX as u64 {
             return Err(WireError::Value("number of LANs"));
         }
         let placements = (0..count).map(|_| take_placement(input)).collect::<Result<_, _>>()?;
-        Ok(Some(Self::Serving(placements)))
+        Ok(Self::Serving(placements))
+    }
+}
+
+impl LineActive {
+    fn decode(input: &mut &[u8]) -> Result<Self, WireError> {
+        let port = match wire::take_u16(input)? {
+            0 => return Err(WireError::Value("port")),
+            port => port,
+        };
+        let weights = Weights::decode(input)?;
+        let state = LineState::decode(input)?;
+        let interval_ms = match wire::take_u16(input)? {
+            0 => return Err(WireError::Value("interval")),
+            interval_ms => interval_ms,
+        };
+        let count = usize::from(wire::take_u8(input)?);
+        if count > ADDRESSES_MAX {
+            return Err(WireError::Value("number of addresses"));
+        }
+        let addresses = (0..count).map(|_| take_ip(input)).collect::<Result<_, _>>()?;
+        Ok(Self { addresses, port, weights, state, interval_ms })
     }
 }
 
@@ -227,7 +319,10 @@ impl Frames {
 
 const KIND_LOGIN: u8 = 1;
 const KIND_ACTIVE: u8 = 2;
+const KIND_SHUT_DOWN: u8 = 3;
 const KIND_SERVING: u8 = 1;
+const KIND_LINE_RATE: u8 = 2;
+const KIND_ROSTER: u8 = 3;
 const HERE: u8 = 0;
 const ELSEWHERE: u8 = 1;
 
@@ -239,18 +334,28 @@ mod tests {
 
     #[test]
     fn the_messages_of_a_login_come_back_as_they_were() {
-        for message in [FromRelay::Login { version: VERSION, line: 7 }, FromRelay::Active(vec![1, 2, 3])] {
+        let active = LineActive {
+            addresses: vec![[10, 0, 1, 3].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 3].into()],
+            port: 7654,
+            weights: Weights::default(),
+            state: LineState::Paused,
+            interval_ms: 1000,
+        };
+        for message in [FromRelay::Login { version: VERSION, line: 7 }, FromRelay::Active(active), FromRelay::ShutDown] {
             let mut out = Vec::new();
             message.encode(&mut out);
             assert_eq!(FromRelay::decode(&frames_of(&out).concat()), Ok(Some(message)));
         }
-        let message = FromReconst::Serving(vec![
+        let serving = FromReconst::Serving(vec![
             Placement { lan: LanId(15), data: DataAddress::Here(10015) },
             Placement { lan: LanId(16), data: DataAddress::Elsewhere("isp.example:10016".parse().expect("a target")) },
         ]);
-        let mut out = Vec::new();
-        message.encode(&mut out);
-        assert_eq!(FromReconst::decode(&frames_of(&out).concat()), Ok(Some(message)));
+        let rate = FromReconst::LineRate { up: None, down: Some(Rate { bits_per_second: 36_000_000 }) };
+        for message in [serving, rate, FromReconst::Roster(vec![1, 2, 3])] {
+            let mut out = Vec::new();
+            message.encode(&mut out);
+            assert_eq!(FromReconst::decode(&frames_of(&out).concat()), Ok(Some(message)));
+        }
     }
 
     #[test]

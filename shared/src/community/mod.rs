@@ -5,6 +5,8 @@
 
 pub mod announce;
 pub mod hello;
+pub mod line_rate;
+pub mod listed;
 pub mod login;
 pub mod member;
 pub mod profile;

@@ -18,5 +18,8 @@ pub const CLOSE_LEAVING: u32 = crate::community::login::CloseCode::Leaving as u3
 /// The close code for a member that may not.
 pub const CLOSE_DENIED: u32 = crate::community::login::CloseCode::Denied as u32;
 
+/// The close code of a path whose LAN is served elsewhere: the session goes on, on a new path.
+pub const CLOSE_MOVED: u32 = crate::community::login::CloseCode::Moved as u32;
+
 /// The close code for an end that broke the protocol.
 pub const CLOSE_PROTOCOL: u32 = crate::community::login::CloseCode::Protocol as u32;

@@ -10,13 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::stream::FlowStream;
 use crate::{
+    community::weight::LineWeight,
     ids::{FlowId, PathId},
     transfer::{
-        control::AbortCode,
+        control::{AbortCode, Leaving},
         path::{PathInfo, PathState, PathStatus},
         schedule::Policy,
         session::{Event, Limits, Session, SessionCounters, Side},
@@ -54,6 +56,10 @@ pub(super) struct State {
     wakers_by_flow: HashMap<FlowId, FlowWakers>,
     opened: VecDeque<FlowId>,
     acceptor: Option<Waker>,
+    /// The joined paths that the other end asks to leave.
+    leaving: watch::Sender<BTreeMap<PathId, Leaving>>,
+    /// The LAN's roster as the other end has told it.
+    roster: watch::Sender<Bytes>,
     is_closed: bool,
     timer_at: Option<Instant>,
 }
@@ -73,6 +79,8 @@ impl SessionHandle {
             wakers_by_flow: HashMap::new(),
             opened: VecDeque::new(),
             acceptor: None,
+            leaving: watch::Sender::default(),
+            roster: watch::Sender::default(),
             is_closed: false,
             timer_at: None,
         };
@@ -82,7 +90,7 @@ impl SessionHandle {
     }
 
     /// Carries the session's datagrams over `connection`, which has joined as path `id`, until the connection ends.
-    pub async fn run_path(&self, id: PathId, connection: quinn::Connection, weight: u32) -> quinn::ConnectionError {
+    pub async fn run_path(&self, id: PathId, connection: quinn::Connection, weight: LineWeight) -> quinn::ConnectionError {
         let max_datagram_bytes = connection.max_datagram_size().unwrap_or(MIN_DATAGRAM_BYTES);
         let info = PathInfo { weight, max_datagram_bytes, rtt: connection.rtt() };
         self.with(|state, now| {
@@ -175,8 +183,38 @@ impl SessionHandle {
         self.lock().core.path_status().into_iter().find(|path| path.path == id).map(|path| path.state)
     }
 
+    /// Leaves a path in order, on both ends: what is under way on it is awaited, nothing more goes out while there is another path.
+    pub fn leave_path(&self, id: PathId, why: Leaving) {
+        self.with(|state, _| state.core.leave_path(id, why));
+    }
+
+    /// Waits until the other end asks to leave path `id`.
+    pub async fn asked_to_leave(&self, id: PathId) -> Leaving {
+        let mut leaving = self.lock().leaving.subscribe();
+        let why = leaving.wait_for(|leaving| leaving.contains_key(&id)).await.map(|leaving| leaving[&id]);
+        match why {
+            Ok(why) => why,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The LAN's roster, now and whenever the other end tells a new one; empty before it has.
+    pub fn roster(&self) -> watch::Receiver<Bytes> {
+        self.lock().roster.subscribe()
+    }
+
+    /// Tells the other end, a proxy, its LAN's roster.
+    pub fn tell_roster(&self, lines: Bytes) {
+        self.with(|state, _| state.core.tell_roster(lines));
+    }
+
+    /// Tells the other end that a path's line has held this end back lately.
+    pub fn tell_full(&self, id: PathId) {
+        self.with(|state, _| state.core.tell_full(id));
+    }
+
     /// Follows a change of a path's weight.
-    pub fn set_weight(&self, id: PathId, weight: u32) {
+    pub fn set_weight(&self, id: PathId, weight: LineWeight) {
         self.with(|state, _| state.core.set_weight(id, weight));
     }
 
@@ -265,6 +303,10 @@ impl State {
                 }
                 Event::Readable(id) => woken.extend(self.wakers_by_flow.get_mut(&id).and_then(|flow| flow.reader.take())),
                 Event::Writable(id) => woken.extend(self.wakers_by_flow.get_mut(&id).and_then(|flow| flow.writer.take())),
+                Event::Roster => drop(self.roster.send_replace(self.core.roster())),
+                Event::Leave(id, why) => self.leaving.send_modify(|leaving| {
+                    leaving.insert(id, why);
+                }),
                 Event::Path(id, path_state) => {
                     tracing::debug!(%id, ?path_state, "path");
                     paths_changed = true;
@@ -305,6 +347,7 @@ impl Drop for Leave<'_> {
         let count = self.session.with(|state, _| {
             state.connections.remove(&self.id);
             state.core.remove_path(self.id);
+            state.leaving.send_if_modified(|leaving| leaving.remove(&self.id).is_some());
             state.count_paths()
         });
         self.session.shared.paths.send_if_modified(|old| std::mem::replace(old, count) != count);

@@ -4,15 +4,21 @@
 //! * [`LogFormat`], [`init_logging`]: the log, on standard error.
 //! * [`read_profile`], [`read_config`]: files, with errors that say what to do.
 //! * [`Failure`], [`conclude`]: the one message and the exit code that a program ends with.
+//! * [`StateFile`]: what is remembered from one run to the next.
+//! * [`NetworkWatch`]: whether this PC's network is another, or it has slept.
 //! * [`admin`]: the HTTP endpoint behind `status`.
 
 pub mod admin;
 mod failure;
 mod files;
 mod logging;
+mod network;
 mod shutdown;
+mod state;
 
 pub use failure::{Exit, Failure, bind_failure, conclude};
 pub use files::{FileError, read_config, read_profile, read_secret};
 pub use logging::{LogFormat, init_logging};
+pub use network::{NetworkChange, NetworkWatch};
 pub use shutdown::{Reloads, Shutdown, reload_on_hangup, shutdown_on_signals};
+pub use state::{StateFile, default_folder};

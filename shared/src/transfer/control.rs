@@ -4,18 +4,21 @@
 //! message = length (varint, of what follows), type (1 byte), fields
 //! 0x01 credit: flow, limit      the flow's sender may send up to this offset
 //! 0x02 abort:  flow, code       the flow is over in both directions; what is under way counts for nothing
+//! 0x10 roster: lines            the relays' lines of the proxy's LAN, as `community::listed` writes them; replaces what was told before
+//! 0x11 leave:  path, why (1)    nothing more goes out on the path, and nothing should: what is under way still counts
+//! 0x12 full:   path             the path's line has held the sender of this message back for the last seconds
 //! ```
 //! A message of an unknown type is skipped, so that newer ends may say more.
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 
 use crate::{
-    ids::FlowId,
+    ids::{FlowId, PathId},
     wire::{self, WireError},
 };
 
 /// A message on the control flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message {
     /// The flow's sender may send up to `limit`.
     Credit {
@@ -31,6 +34,33 @@ pub enum Message {
         /// Why.
         code: AbortCode,
     },
+    /// Nothing more is to be sent on the path, either way; what is under way still counts.
+    Leave {
+        /// The path.
+        path: PathId,
+        /// Why.
+        why: Leaving,
+    },
+    /// The path's line has held the sender of this message back lately.
+    Full {
+        /// The path.
+        path: PathId,
+    },
+    /// The roster of the proxy's LAN.
+    Roster {
+        /// Its lines, as [`crate::community::listed`] writes them.
+        lines: Bytes,
+    },
+}
+
+/// Why a path is to be left in order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Leaving {
+    /// Its relay or line goes away.
+    Ends = 0,
+    /// The LAN is served elsewhere now: a new path through the same relay is to take its place.
+    Moves = 1,
 }
 
 /// Why a flow was aborted.
@@ -52,6 +82,9 @@ const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
 
 const CREDIT: u8 = 0x01;
 const ABORT: u8 = 0x02;
+const ROSTER: u8 = 0x10;
+const LEAVE: u8 = 0x11;
+const FULL: u8 = 0x12;
 
 impl Message {
     /// Appends the message.
@@ -67,6 +100,19 @@ impl Message {
                 body.put_u8(ABORT);
                 wire::put_varint(&mut body, flow.0);
                 body.put_u8(*code as u8);
+            }
+            Self::Leave { path, why } => {
+                body.put_u8(LEAVE);
+                wire::put_varint(&mut body, u64::from(path.0));
+                body.put_u8(*why as u8);
+            }
+            Self::Full { path } => {
+                body.put_u8(FULL);
+                wire::put_varint(&mut body, u64::from(path.0));
+            }
+            Self::Roster { lines } => {
+                body.put_u8(ROSTER);
+                body.put_slice(lines);
             }
         }
         wire::put_bytes(out, &body);
@@ -88,9 +134,20 @@ impl Message {
                 };
                 Ok(Some(Self::Abort { flow, code }))
             }
+            ROSTER => Ok(Some(Self::Roster { lines: Bytes::copy_from_slice(body) })),
+            FULL => Ok(Some(Self::Full { path: take_path(&mut body)? })),
+            LEAVE => {
+                let path = take_path(&mut body)?;
+                let why = if wire::take_u8(&mut body)? == Leaving::Moves as u8 { Leaving::Moves } else { Leaving::Ends };
+                Ok(Some(Self::Leave { path, why }))
+            }
             _ => Ok(None),
         }
     }
+}
+
+fn take_path(body: &mut &[u8]) -> Result<PathId, WireError> {
+    u32::try_from(wire::take_varint(body)?).map(PathId).map_err(|_| WireError::Value("path"))
 }
 
 /// Puts messages together from the control flow's bytes, however they are cut.
@@ -140,12 +197,16 @@ mod tests {
             Message::Credit { flow: FlowId(7), limit: 1 << 40 },
             Message::Abort { flow: FlowId(1 << 20), code: AbortCode::TooManyFlows },
             Message::Credit { flow: FlowId(0), limit: 1 },
+            Message::Leave { path: PathId(300), why: Leaving::Moves },
+            Message::Full { path: PathId(7) },
+            Message::Roster { lines: Bytes::from_static(b"lines") },
         ];
         let mut bytes = Vec::new();
         messages[0].encode(&mut bytes);
         wire::put_bytes(&mut bytes, &[0x7f, 1, 2, 3]);
         messages[1].encode(&mut bytes);
         messages[2].encode(&mut bytes);
+        messages[3..].iter().for_each(|message| message.encode(&mut bytes));
         let mut reader = MessageReader::default();
         let mut got = Vec::new();
         for byte in bytes {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! request = length (u16), version (u8), session (16), secret (32), path (varint), incarnation (u64, 0: none yet),
-//!           weight down (varint), line (1 byte), relay (length, name)
+//!           weight down (u16, origin (1 byte)), line (1 byte), relay (length, name)
 //! reply   = length (u16), 0x00, incarnation (u64) | length (u16), 0x01, reason (length, UTF-8) | length (u16), 0x02
 //! ```
 //! `proxy-local` chooses the session's name and secret, so that all its paths can join at once. `reconst` tells the incarnation: a number
@@ -14,6 +14,7 @@ use std::fmt;
 use bytes::{Buf, BufMut};
 
 use crate::{
+    community::weight::LineWeight,
     ids::{PathId, SessionId},
     wire::{self, WireError},
 };
@@ -40,7 +41,7 @@ pub struct JoinRequest {
     /// The incarnation that other paths were told, if any.
     pub incarnation: Option<u64>,
     /// The line's weight from `reconst` to the LAN.
-    pub weight_down: u32,
+    pub weight_down: LineWeight,
     /// The line's number within its relay.
     pub line: u8,
     /// The relay's name, for people; at most 63 bytes.
@@ -73,7 +74,7 @@ impl JoinRequest {
             out.put_slice(&self.secret.0);
             wire::put_varint(out, u64::from(self.path.0));
             out.put_u64(self.incarnation.unwrap_or(0));
-            wire::put_varint(out, u64::from(self.weight_down));
+            self.weight_down.encode(out);
             out.put_u8(self.line);
             wire::put_bytes(out, self.relay.as_bytes());
         })
@@ -92,7 +93,7 @@ impl JoinRequest {
         let secret = SessionSecret(wire::take_array(input)?);
         let path = PathId(u32::try_from(wire::take_varint(input)?).map_err(|_| WireError::Value("path"))?);
         let incarnation = u64::from_be_bytes(wire::take_array(input)?);
-        let weight_down = u32::try_from(wire::take_varint(input)?).map_err(|_| WireError::Value("weight"))?;
+        let weight_down = LineWeight::decode(input)?;
         let line = wire::take_u8(input)?;
         let relay = String::from_utf8(wire::take_bytes(input, 63, "relay")?).map_err(|_| WireError::Value("relay"))?;
         Ok(Self { session, secret, path, incarnation: (incarnation != 0).then_some(incarnation), weight_down, line, relay })
@@ -164,8 +165,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_and_replies_come_back_as_they_were(session: [u8; 16], secret: [u8; 32], path: u32, incarnation in 1u64.., weight_down: u32, line: u8, relay in "[a-z0-9]{0,63}", reason in "\\PC{0,60}") {
-            let request = JoinRequest { session: SessionId(session), secret: SessionSecret(secret), path: PathId(path), incarnation: Some(incarnation), weight_down, line, relay };
+        fn requests_and_replies_come_back_as_they_were(session: [u8; 16], secret: [u8; 32], path: u32, incarnation in 1u64.., weight_down: u16, line: u8, relay in "[a-z0-9]{0,63}", reason in "\\PC{0,60}") {
+            let request = JoinRequest { session: SessionId(session), secret: SessionSecret(secret), path: PathId(path), incarnation: Some(incarnation), weight_down: LineWeight::set(weight_down), line, relay };
             let bytes = request.encode();
             prop_assert_eq!(message_len(&bytes), Ok(bytes.len() - 2));
             prop_assert_eq!(JoinRequest::decode(&bytes[2..]), Ok(request));

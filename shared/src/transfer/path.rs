@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use super::{
     acks::Acks,
-    congestion::Congestion,
+    congestion::{Congestion, Rounds},
     recovery::{Pieces, Recovery},
     schedule::Candidate,
     send_buffer::Piece,
 };
-use crate::ids::PathId;
+use crate::{community::weight::LineWeight, ids::PathId};
 
 /// What is known of a path when it joins its session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PathInfo {
-    /// Turns a round under `wrr`; at least 1.
-    pub weight: u32,
+    /// Its line's weight towards the other end, for `wrr`.
+    pub weight: LineWeight,
     /// The largest datagram that the path takes, in bytes.
     pub max_datagram_bytes: usize,
     /// The round trip that the path's handshake took.
@@ -43,8 +43,10 @@ pub struct PathStatus {
     pub path: PathId,
     /// Whether it can be relied upon.
     pub state: PathState,
-    /// Turns a round under `wrr`.
-    pub weight: u32,
+    /// Whether it is being left: nothing new goes out on it while there is another.
+    pub is_leaving: bool,
+    /// Its line's weight towards the other end, for `wrr`.
+    pub weight: LineWeight,
     /// The smoothed round-trip time.
     pub rtt: Duration,
     /// The least round-trip time seen lately.
@@ -57,6 +59,8 @@ pub struct PathStatus {
     pub loss: f64,
     /// Bytes in flight, headers included.
     pub in_flight_bytes: u64,
+    /// What held this end back.
+    pub rounds: Rounds,
     /// What the path carried.
     pub counters: PathCounters,
 }
@@ -74,6 +78,10 @@ pub struct PathCounters {
     pub received_bytes: u64,
     /// Flow bytes that arrived by this path for the first time or again.
     pub received_flow_bytes: u64,
+    /// Bytes acknowledged by the other end, headers included.
+    pub acked_bytes: u64,
+    /// Times that the other end said that the line has held it back lately.
+    pub told_full: u64,
     /// Datagrams declared lost.
     pub lost_datagrams: u64,
     /// Flow bytes that went out on this path though another path had them already.
@@ -96,12 +104,13 @@ const DEAD_PROBE_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) id: PathId,
-    pub(super) weight: u32,
+    pub(super) weight: LineWeight,
     pub(super) max_datagram_bytes: usize,
     pub(super) recovery: Recovery,
     pub(super) acks: Acks,
     pub(super) congestion: Congestion,
     pub(super) counters: PathCounters,
+    pub(super) is_leaving: bool,
     trust: Trust,
     last_tracked_at: Instant,
 }
@@ -116,12 +125,13 @@ impl Path {
     pub(super) fn new(now: Instant, id: PathId, info: PathInfo) -> Self {
         Self {
             id,
-            weight: info.weight.max(1),
+            weight: info.weight,
             max_datagram_bytes: info.max_datagram_bytes,
             recovery: Recovery::new(info.rtt),
             acks: Acks::default(),
             congestion: Congestion::new(info.rtt),
             counters: PathCounters::default(),
+            is_leaving: false,
             trust: Trust::Active,
             last_tracked_at: now,
         }
@@ -137,6 +147,11 @@ impl Path {
 
     pub(super) fn is_active(&self) -> bool {
         matches!(self.trust, Trust::Active)
+    }
+
+    /// Whether it is in service and stays.
+    pub(super) fn is_staying(&self) -> bool {
+        self.is_active() && !self.is_leaving
     }
 
     /// The path as the scheduler sees it, and when the pace lets it send if only that holds it back.
@@ -222,6 +237,7 @@ impl Path {
         PathStatus {
             path: self.id,
             state: self.state(),
+            is_leaving: self.is_leaving,
             weight: self.weight,
             rtt: self.recovery.rtt().smoothed(),
             min_rtt: self.congestion.min_rtt(),
@@ -229,6 +245,7 @@ impl Path {
             capacity: self.congestion.is_measured().then(|| self.congestion.capacity()),
             loss: self.congestion.loss(),
             in_flight_bytes: self.recovery.in_flight_bytes(),
+            rounds: self.congestion.rounds(),
             counters: self.counters,
         }
     }

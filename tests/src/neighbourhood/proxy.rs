@@ -22,11 +22,13 @@ impl Proxy {
         listen: SocketAddr,
         relays: &[SocketAddr],
         scheduler: proxy_local::config::Scheduler,
+        hears_at: Option<SocketAddr>,
     ) -> anyhow::Result<Self> {
         let config = proxy_local::Config {
             listen: vec![proxy_local::Bind { address: listen, is_required: true }],
             relays: relays.to_vec(),
-            discover: false,
+            discover: hears_at.is_some(),
+            announce_listen: hears_at.unwrap_or(listen),
             scheduler,
             // Everything here is on loopback, which the bypass would reach directly.
             bypass: None,

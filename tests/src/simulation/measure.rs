@@ -274,7 +274,7 @@ impl<'a> Run<'a> {
             }
             Event::Readable(flow) if side == Side::Reconst => self.serve(flow),
             Event::Readable(flow) => self.take_answer(flow),
-            Event::Writable(_) | Event::Path(..) => {}
+            Event::Writable(_) | Event::Path(..) | Event::Leave(..) | Event::Roster => {}
         }
     }
 

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use shared::{
     ids::{FlowId, PathId},
     transfer::{
-        control::AbortCode,
+        control::{AbortCode, Leaving},
         path::PathState,
         session::{Event, Limits, SessionError, Side},
     },
@@ -195,7 +195,11 @@ impl<'a> Play<'a> {
             Act::LearnSize(line, side) => self.world.learn_max_datagram(side, line),
             Act::Leave(line, side) => {
                 if let Some(path) = self.newest_path(line, side) {
-                    self.world.leave(side, path);
+                    // Every other one in order: it stays, for what is under way and as the last resort.
+                    match self.next_act % 2 {
+                        0 => self.world.end(side).leave_path(path, Leaving::Ends),
+                        _ => self.world.leave(side, path),
+                    }
                 }
             }
             Act::Join(line, skew) => self.join(line, skew),
@@ -299,7 +303,7 @@ impl<'a> Play<'a> {
                 }
                 self.wake(flow, side)
             }
-            Event::Path(..) => Ok(()),
+            Event::Path(..) | Event::Leave(..) | Event::Roster => Ok(()),
         }
     }
 

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use shared::{
+    community::weight::LineWeight,
     ids::PathId,
     transfer::{
         path::{OVERHEAD_BYTES, PathInfo},
@@ -201,6 +202,7 @@ impl World {
     /// Lets `side` know of a path over line `line`, as its handshake ends there.
     pub fn join(&mut self, side: Side, path: PathId, line: usize, weight: u32) {
         let now = self.now;
+        let weight = LineWeight::set(u16::try_from(weight).unwrap_or(u16::MAX));
         let info = PathInfo { weight, max_datagram_bytes: self.max_datagram(line, side), rtt: self.handshake_rtt(line) };
         let end = self.end_mut(side);
         end.line_by_path.insert(path, line);

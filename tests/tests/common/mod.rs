@@ -27,10 +27,19 @@ rtt-ms = 40
 jitter-ms = 2
 ";
 
+/// Three unequal lines.
+pub(crate) fn unequal_scene() -> Scene {
+    Scene::parse("unequal", UNEQUAL).expect("a scene")
+}
+
+/// The lines of this text.
+pub(crate) fn scene_of(lines: &str) -> Scene {
+    Scene::parse("lines", &format!("description = 'Lines.'\n{lines}")).expect("a scene")
+}
+
 /// A neighbourhood of three unequal lines, of which the first `relays` have a relay that runs.
 pub(crate) async fn unequal_with_relays(relays: usize) -> Neighbourhood {
-    let scene = Scene::parse("unequal", UNEQUAL).expect("a scene");
-    let plan = Plan { relays_at_start: relays, ..Plan::new(scene) };
+    let plan = Plan { relays_at_start: relays, ..Plan::new(unequal_scene()) };
     within(Neighbourhood::start(plan)).await.expect("a neighbourhood")
 }
 

@@ -41,6 +41,7 @@ pub struct Congestion {
     /// Rounds for which the pace isn't raised, after losses that raising it caused.
     cautious_rounds: u32,
     drain: Drain,
+    rounds: Rounds,
     /// Since when the pace has been below the capacity, and the queue then.
     braking: Option<(Instant, f64)>,
     smoothed_rtt: Duration,
@@ -66,6 +67,15 @@ pub struct AckSample {
     pub smoothed_rtt: Duration,
     /// Bytes in flight now.
     pub in_flight: u64,
+}
+
+/// What held the sender back, by round trips since the path joined.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Rounds {
+    /// The line: there was always something to send.
+    pub full: u64,
+    /// Itself, at least for a moment.
+    pub free: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,6 +162,7 @@ impl Congestion {
             empty_rounds: 0,
             cautious_rounds: 0,
             drain: Drain::Waiting(None),
+            rounds: Rounds::default(),
             braking: None,
             smoothed_rtt,
             pacer: Pacer::default(),
@@ -237,6 +248,11 @@ impl Congestion {
     /// Whether the line's rate has been measured, not guessed.
     pub fn is_measured(&self) -> bool {
         self.phase == Phase::Steady
+    }
+
+    /// What has held the sender back.
+    pub fn rounds(&self) -> Rounds {
+        self.rounds
     }
 
     /// The least round-trip time seen lately.
@@ -349,6 +365,10 @@ impl Congestion {
     fn end_round(&mut self, now: Instant) {
         let round = std::mem::take(&mut self.round);
         self.round.began = Some(now);
+        match self.phase {
+            Phase::Steady if !round.is_app_limited => self.rounds.full += 1,
+            _ => self.rounds.free += 1,
+        }
         let total = (round.acked_bytes + round.lost_bytes) as f64;
         let lost = if total > 0.0 { round.lost_bytes as f64 / total } else { 0.0 };
         if self.phase == Phase::Steady && round.lost_events >= SLOW_START_LOSSES && lost > self.loss * 2.0 + OVERFLOW_LOSS {

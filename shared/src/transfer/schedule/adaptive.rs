@@ -38,6 +38,6 @@ mod tests {
     }
 
     fn candidate(path: u32, may_send: bool, arrival_ms: u64, rate: f64) -> Candidate {
-        Candidate { path: PathId(path), weight: 1, may_send, arrival: Duration::from_millis(arrival_ms), rate }
+        Candidate { path: PathId(path), weight: Default::default(), may_send, arrival: Duration::from_millis(arrival_ms), rate }
     }
 }

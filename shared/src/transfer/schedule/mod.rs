@@ -6,12 +6,19 @@
 mod adaptive;
 mod round_robin;
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use thiserror::Error;
 
 use self::round_robin::RoundRobin;
-use crate::ids::PathId;
+use crate::{
+    community::weight::{LineWeight, Origin},
+    ids::PathId,
+};
 
 /// How flows are served when several wait: all of a class before the next.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -30,7 +37,8 @@ pub enum Policy {
     /// To the path on which the chunk arrives first.
     #[default]
     Adaptive,
-    /// By turns, as many a round as the path's weight (the patent's A B C A C for weights 2, 1, 2).
+    /// By turns, as many a round as the path's weight (the patent's A B C A C for weights 2, 1, 2). As `Adaptive` while a weight is a
+    /// guess, and now and then while one is measured, since only a line that is given more than its weight shows that it is faster.
     WeightedRoundRobin,
     /// By turns.
     RoundRobin,
@@ -49,7 +57,7 @@ pub struct Candidate {
     /// The path.
     pub path: PathId,
     /// Turns a round.
-    pub weight: u32,
+    pub weight: LineWeight,
     /// Whether its window and pace let it send now.
     pub may_send: bool,
     /// How long from now until a chunk sent now arrives, behind what is in flight.
@@ -72,12 +80,14 @@ pub enum Pending {
 pub struct Scheduler {
     policy: Policy,
     turns: RoundRobin,
+    /// When the first turn was taken.
+    began: Option<Instant>,
 }
 
 impl Scheduler {
     /// A scheduler that follows `policy`.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, turns: RoundRobin::default() }
+        Self { policy, turns: RoundRobin::default(), began: None }
     }
 
     /// The policy.
@@ -85,11 +95,13 @@ impl Scheduler {
         self.policy
     }
 
-    /// The path among `candidates` that takes the next of the `pending` bytes now, if any should.
-    pub fn choose(&mut self, candidates: &[Candidate], pending: Pending) -> Option<PathId> {
+    /// The path among `candidates` that takes the next of the `pending` bytes at `now`, if any should.
+    pub fn choose(&mut self, now: Instant, candidates: &[Candidate], pending: Pending) -> Option<PathId> {
+        let began = *self.began.get_or_insert(now);
         match self.policy {
             Policy::Adaptive | Policy::Redundant => adaptive::choose(candidates, pending),
-            Policy::WeightedRoundRobin => self.turns.choose(candidates, |candidate| candidate.weight),
+            Policy::WeightedRoundRobin if is_exploring(began, now, candidates) => adaptive::choose(candidates, pending),
+            Policy::WeightedRoundRobin => self.turns.choose(candidates, |candidate| candidate.weight.weight.value()),
             Policy::RoundRobin => self.turns.choose(candidates, |_| 1),
         }
     }
@@ -103,6 +115,18 @@ impl Scheduler {
         others.min_by_key(|candidate| candidate.arrival).map(|candidate| candidate.path)
     }
 }
+
+/// Whether turns would follow weights that nobody knows, or hide that they have changed.
+fn is_exploring(began: Instant, now: Instant, candidates: &[Candidate]) -> bool {
+    let has = |origin| candidates.iter().any(|candidate| candidate.weight.origin == origin);
+    let since = now.saturating_duration_since(began).as_millis() % EXPLORED_EVERY.as_millis();
+    has(Origin::Guessed) || has(Origin::Measured) && since < EXPLORED_FOR.as_millis()
+}
+
+/// How often and for how long `wrr` leaves measured weights alone, so that lines which have become faster are measured anew: a line's
+/// rate is known after some full seconds.
+const EXPLORED_EVERY: Duration = Duration::from_secs(60);
+const EXPLORED_FOR: Duration = Duration::from_secs(5);
 
 impl FromStr for Policy {
     type Err = PolicyError;
@@ -126,5 +150,44 @@ impl fmt::Display for Policy {
             Self::RoundRobin => "rr",
             Self::Redundant => "redundant",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Rate;
+
+    #[test]
+    fn weights_that_are_set_give_turns_and_guesses_none() {
+        let second = LineWeight::set(1);
+        for (first, turns) in [(LineWeight::set(1), 5), (LineWeight::default(), 0)] {
+            let mut scheduler = Scheduler::new(Policy::WeightedRoundRobin);
+            let now = Instant::now();
+            assert_eq!(second_of_ten(&mut scheduler, now, first, second), turns);
+        }
+    }
+
+    #[test]
+    fn measured_weights_give_turns_but_are_left_alone_now_and_then() {
+        let mut scheduler = Scheduler::new(Policy::WeightedRoundRobin);
+        let measured = LineWeight::measured(Rate { bits_per_second: 1_000_000 });
+        let start = Instant::now();
+        for (seconds, turns) in [(0, 0), (4, 0), (6, 5), (59, 5), (60, 0), (66, 5)] {
+            assert_eq!(second_of_ten(&mut scheduler, start + Duration::from_secs(seconds), measured, measured), turns, "{seconds} s");
+        }
+    }
+
+    /// How many of ten datagrams the second path gets, which is slower.
+    fn second_of_ten(scheduler: &mut Scheduler, now: Instant, first: LineWeight, second: LineWeight) -> usize {
+        let candidate = |path, weight, arrival_ms| Candidate {
+            path: PathId(path),
+            weight,
+            may_send: true,
+            arrival: Duration::from_millis(arrival_ms),
+            rate: 1e6,
+        };
+        let candidates = [candidate(1, first, 10), candidate(2, second, 20)];
+        (0..10).filter(|_| scheduler.choose(now, &candidates, Pending::Endless) == Some(PathId(2))).count()
     }
 }

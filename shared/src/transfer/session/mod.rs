@@ -21,7 +21,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::{
-    control::{AbortCode, MessageReader},
+    control::{AbortCode, Leaving, MessageReader},
     flow::Flow,
     packet::{DatagramReader, Frame},
     path::{Path, PathInfo, PathState, PathStatus},
@@ -30,6 +30,7 @@ use super::{
     schedule::{Candidate, Class, Policy, Scheduler},
 };
 use crate::{
+    community::weight::LineWeight,
     ids::{FlowId, PathId},
     wire::{VARINT_MAX, WireError},
 };
@@ -108,6 +109,10 @@ pub enum Event {
     Writable(FlowId),
     /// A path's state changed.
     Path(PathId, PathState),
+    /// The other end asks to leave the path.
+    Leave(PathId, Leaving),
+    /// [`Session::roster`] has changed.
+    Roster,
 }
 
 /// What a read gives.
@@ -152,6 +157,14 @@ pub struct Session {
     /// Flows that owe the other end a word about credit, and aborts to tell.
     credit_owed: BTreeSet<FlowId>,
     aborts_owed: VecDeque<(FlowId, AbortCode)>,
+    /// Paths that the other end is to leave.
+    leaves_owed: BTreeMap<PathId, Leaving>,
+    /// Paths whose lines hold this end back.
+    fulls_owed: BTreeSet<PathId>,
+    /// The LAN's roster to tell, the newest.
+    roster_owed: Option<Bytes>,
+    /// The LAN's roster as it was told.
+    roster: Bytes,
     /// Credit given beyond the flows' initial windows.
     grown: u64,
     /// Bytes written and not yet acknowledged, of all flows but the control flow.
@@ -191,6 +204,10 @@ impl Session {
             waiting: BTreeMap::new(),
             credit_owed: BTreeSet::new(),
             aborts_owed: VecDeque::new(),
+            leaves_owed: BTreeMap::new(),
+            fulls_owed: BTreeSet::new(),
+            roster_owed: None,
+            roster: Bytes::new(),
             grown: 0,
             retained: 0,
             scheduler: Scheduler::new(policy),
@@ -211,8 +228,38 @@ impl Session {
     /// Removes a path that is gone; what it held goes out elsewhere.
     pub fn remove_path(&mut self, id: PathId) {
         let Some(mut path) = self.paths.remove(&id) else { return };
+        self.leaves_owed.remove(&id);
+        self.fulls_owed.remove(&id);
         let pieces = path.recovery.give_up();
         self.requeue(&pieces);
+    }
+
+    /// Leaves a path in order: nothing new goes out on it as long as there is another, what is under way is awaited, and the other end
+    /// is told to do the same.
+    pub fn leave_path(&mut self, id: PathId, why: Leaving) {
+        if let Some(path) = self.paths.get_mut(&id)
+            && !path.is_leaving
+        {
+            path.is_leaving = true;
+            self.leaves_owed.insert(id, why);
+        }
+    }
+
+    /// Tells the other end that the path's line has held this end back lately.
+    pub fn tell_full(&mut self, id: PathId) {
+        if self.paths.contains_key(&id) {
+            self.fulls_owed.insert(id);
+        }
+    }
+
+    /// Tells the other end, which is a proxy, its LAN's roster, as [`crate::community::listed`] writes it.
+    pub fn tell_roster(&mut self, lines: Bytes) {
+        self.roster_owed = Some(lines);
+    }
+
+    /// The LAN's roster as the other end has told it; empty before it has.
+    pub fn roster(&self) -> Bytes {
+        self.roster.clone()
     }
 
     /// Follows a change of the path's largest datagram.
@@ -223,9 +270,9 @@ impl Session {
     }
 
     /// Follows a change of the path's weight.
-    pub fn set_weight(&mut self, id: PathId, weight: u32) {
+    pub fn set_weight(&mut self, id: PathId, weight: LineWeight) {
         if let Some(path) = self.paths.get_mut(&id) {
-            path.weight = weight.max(1);
+            path.weight = weight;
         }
     }
 

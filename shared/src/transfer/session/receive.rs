@@ -87,6 +87,25 @@ impl Session {
                         self.enqueue(id);
                     }
                 }
+                Message::Leave { path: id, why } => {
+                    if let Some(path) = self.paths.get_mut(&id)
+                        && !path.is_leaving
+                    {
+                        path.is_leaving = true;
+                        self.events.push_back(Event::Leave(id, why));
+                    }
+                }
+                Message::Full { path } => {
+                    if let Some(path) = self.paths.get_mut(&path) {
+                        path.counters.told_full += 1;
+                    }
+                }
+                Message::Roster { lines } if self.side == Side::Proxy => {
+                    self.roster = lines;
+                    self.events.push_back(Event::Roster);
+                }
+                // A proxy has none to tell.
+                Message::Roster { .. } => {}
                 Message::Abort { flow, code } => {
                     if self.flows.contains_key(&flow) {
                         self.abort_flow(flow, code);
@@ -138,6 +157,7 @@ impl Session {
     pub(super) fn settle(&mut self, now: Instant, id: PathId, outcome: AckOutcome, ack: Option<&Ack>) {
         let Some(path) = self.paths.get_mut(&id) else { return };
         path.counters.lost_datagrams += outcome.lost_datagrams;
+        path.counters.acked_bytes += outcome.acked_bytes;
         let rtt = path.recovery.rtt();
         let sample = AckSample {
             acked_bytes: outcome.acked_bytes,

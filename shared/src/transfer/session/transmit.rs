@@ -11,7 +11,7 @@ use crate::{
     transfer::{
         control::Message,
         packet::DatagramWriter,
-        path::{OVERHEAD_BYTES, PathState},
+        path::{OVERHEAD_BYTES, Path, PathState},
         recovery::Pieces,
         schedule::{Class, Pending},
         send_buffer::Piece,
@@ -32,14 +32,30 @@ impl Session {
 
     /// Writes what is owed into the control flow, as late as possible, so that it is said once.
     pub(super) fn put_control_together(&mut self) {
-        if self.credit_owed.is_empty() && self.aborts_owed.is_empty() {
+        if self.credit_owed.is_empty()
+            && self.aborts_owed.is_empty()
+            && self.leaves_owed.is_empty()
+            && self.fulls_owed.is_empty()
+            && self.roster_owed.is_none()
+        {
             return;
         }
         let control = &self.flows[&FlowId::CONTROL].send;
         if control.unsent() > CONTROL_AHEAD || control.retained() > CONTROL_WINDOW - 2 * CONTROL_AHEAD {
             return;
         }
+        let has_room = control.retained() < CONTROL_WINDOW / 2;
         let mut bytes = Vec::new();
+        while bytes.len() < CONTROL_AHEAD as usize
+            && let Some((path, why)) = self.leaves_owed.pop_first()
+        {
+            Message::Leave { path, why }.encode(&mut bytes);
+        }
+        while bytes.len() < CONTROL_AHEAD as usize
+            && let Some(path) = self.fulls_owed.pop_first()
+        {
+            Message::Full { path }.encode(&mut bytes);
+        }
         while bytes.len() < CONTROL_AHEAD as usize
             && let Some((flow, code)) = self.aborts_owed.pop_front()
         {
@@ -53,6 +69,9 @@ impl Session {
             {
                 Message::Credit { flow: id, limit: flow.receive.limit() }.encode(&mut bytes);
             }
+        }
+        if has_room && let Some(lines) = self.roster_owed.take() {
+            Message::Roster { lines }.encode(&mut bytes);
         }
         let control = self.flows.get_mut(&FlowId::CONTROL).expect("flow 0 is always there");
         control.send.write(&bytes);
@@ -97,7 +116,7 @@ impl Session {
         for class in classes {
             let Some(pending) = self.pending(class) else { continue };
             let candidates = std::mem::take(&mut self.candidates);
-            let chosen = self.scheduler.choose(&candidates, pending);
+            let chosen = self.scheduler.choose(now, &candidates, pending);
             let copy = chosen.and_then(|chosen| self.scheduler.choose_copy(&candidates, chosen));
             self.candidates = candidates;
             let Some(chosen) = chosen else { continue };
@@ -126,7 +145,8 @@ impl Session {
         self.paced_until = None;
         self.candidates.clear();
         let something_waits = self.waiting.values().any(|flows| !flows.is_empty());
-        for path in self.paths.values_mut().filter(|path| path.is_active()) {
+        let any_stays = self.paths.values().any(Path::is_staying);
+        for path in self.paths.values_mut().filter(|path| if any_stays { path.is_staying() } else { path.is_active() }) {
             let (candidate, paced_until) = path.candidate(now);
             self.candidates.push(candidate);
             if something_waits && let Some(at) = paced_until {
@@ -263,7 +283,11 @@ impl Session {
     }
 
     pub(super) fn fastest_active(&self) -> Option<PathId> {
-        self.paths.values().filter(|path| path.is_active()).min_by_key(|path| path.congestion.min_rtt()).map(|path| path.id)
+        self.paths
+            .values()
+            .filter(|path| path.is_active())
+            .min_by_key(|path| (path.is_leaving, path.congestion.min_rtt()))
+            .map(|path| path.id)
     }
 
     /// Bytes that a flow takes ahead of what is sent: what the paths carry in the time that the longest takes, twice, so that a path's

@@ -1,0 +1,154 @@
+//! The lines' driver: what the sessions' paths say of the lines they run over, and what the sessions are told of them.
+//!
+//! Once a second: which lines carried traffic, how much, and whether they held a sender back, goes into the [`Rosters`]; a LAN's roster
+//! that has changed goes to its sessions, and the lines' weights with it. At once: a line that leaves is left by its paths.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use shared::{
+    community::line_rate::Carried,
+    ids::LanId,
+    transfer::path::{OVERHEAD_BYTES, PathStatus},
+};
+use tokio::{sync::Notify, time::MissedTickBehavior};
+
+use crate::{
+    accept::{PathOverLine, Sessions},
+    roster::{LineKey, Rosters},
+};
+
+/// The rosters, shared by the logins that feed them and the driver that reads them.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    rosters: Arc<Mutex<Rosters>>,
+    changed: Arc<Notify>,
+}
+
+/// What a path's counters said a second ago.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    received_bytes: u64,
+    acked_bytes: u64,
+    full: u64,
+    free: u64,
+    told_full: u64,
+}
+
+/// A line's second.
+#[derive(Clone, Copy, Default)]
+struct Second {
+    up_bytes: u64,
+    down_bytes: u64,
+    is_full_up: bool,
+    is_full_down: bool,
+}
+
+impl Lines {
+    /// No lines yet; they leave the roster after `missed_max` missed `ACTIVE`s in a row.
+    pub fn new(missed_max: u32) -> Self {
+        Self { rosters: Arc::new(Mutex::new(Rosters::new(missed_max))), changed: Arc::default() }
+    }
+
+    /// Changes the rosters, and tells the driver.
+    pub fn with<T>(&self, change: impl FnOnce(&mut Rosters) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.notify_one();
+        result
+    }
+
+    /// The rosters, to read.
+    pub fn lock(&self) -> MutexGuard<'_, Rosters> {
+        self.rosters.lock().expect("nothing panics under the lock")
+    }
+
+    /// Follows the lines of `sessions` until dropped.
+    pub(crate) async fn follow(self, sessions: Sessions) {
+        let mut tick = tokio::time::interval(SECOND);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen_by_path = HashMap::new();
+        let mut told_by_session: HashMap<u64, u64> = HashMap::new();
+        let mut version_by_lan: BTreeMap<LanId, u64> = BTreeMap::new();
+        let mut measured_at = Instant::now();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {
+                    let now = Instant::now();
+                    let seconds = now.saturating_duration_since(measured_at).as_secs_f64();
+                    measured_at = now;
+                    let paths = sessions.paths_over_lines();
+                    self.measure(now, seconds, &paths, &mut seen_by_path);
+                    for lan in self.lock().take_changed() {
+                        *version_by_lan.entry(lan).or_default() += 1;
+                    }
+                    self.tell(&sessions, &version_by_lan, &mut told_by_session);
+                }
+                () = self.changed.notified() => {
+                    let left = self.lock().take_left();
+                    left.iter().for_each(|key| sessions.leave_line(key));
+                }
+            }
+        }
+    }
+
+    fn measure(&self, now: Instant, seconds: f64, paths: &[PathOverLine], seen_by_path: &mut HashMap<(u64, u32), Seen>) {
+        let mut second_by_line: BTreeMap<(&LineKey, IpAddr), Second> = BTreeMap::new();
+        let mut seen_now = HashMap::with_capacity(paths.len());
+        for path in paths {
+            let id = (path.incarnation, path.status.path.0);
+            let now_seen = Seen::of(&path.status);
+            let before = seen_by_path.get(&id).copied().unwrap_or(now_seen);
+            let second = second_by_line.entry((&path.line, path.remote)).or_default();
+            second.up_bytes += now_seen.received_bytes.saturating_sub(before.received_bytes);
+            second.down_bytes += now_seen.acked_bytes.saturating_sub(before.acked_bytes);
+            let (full, free) = (now_seen.full - before.full, now_seen.free - before.free);
+            second.is_full_down |= full > 0 && full >= free;
+            second.is_full_up |= now_seen.told_full > before.told_full;
+            seen_now.insert(id, now_seen);
+        }
+        *seen_by_path = seen_now;
+        let mut rosters = self.lock();
+        for ((key, remote), second) in second_by_line {
+            if second.up_bytes > 0 {
+                rosters.on_traffic(now, key);
+            }
+            let carried = |bytes: u64, is_full| Carried { bits_per_second: bytes as f64 * 8.0 / seconds.max(0.1), is_full };
+            rosters.on_carried(key, remote, carried(second.up_bytes, second.is_full_up), carried(second.down_bytes, second.is_full_down));
+        }
+        rosters.handle_timeout(now);
+    }
+
+    /// Tells each session its LAN's roster if that is another than it was told last.
+    fn tell(&self, sessions: &Sessions, version_by_lan: &BTreeMap<LanId, u64>, told_by_session: &mut HashMap<u64, u64>) {
+        let mut told_now = HashMap::new();
+        let mut lines_by_lan = BTreeMap::new();
+        for (incarnation, lan) in sessions.incarnations() {
+            let version = version_by_lan.get(&lan).copied().unwrap_or(0);
+            told_now.insert(incarnation, version);
+            if told_by_session.get(&incarnation).copied().unwrap_or(0) == version {
+                continue;
+            }
+            let lines = lines_by_lan.entry(lan).or_insert_with(|| self.lock().lines(lan));
+            sessions.tell_lines(incarnation, lan, lines);
+        }
+        *told_by_session = told_now;
+    }
+}
+
+impl Seen {
+    fn of(status: &PathStatus) -> Self {
+        Self {
+            received_bytes: status.counters.received_bytes + status.counters.received_datagrams * OVERHEAD_BYTES,
+            acked_bytes: status.counters.acked_bytes,
+            full: status.rounds.full,
+            free: status.rounds.free,
+            told_full: status.counters.told_full,
+        }
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);

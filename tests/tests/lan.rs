@@ -1,0 +1,199 @@
+//! A LAN that runs itself: relays are found, followed, left and weighed without anybody's doing.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{progress, scene_of, unequal_scene, until, within};
+use neighbourhood::{
+    load::Client,
+    neighbourhood::{Finding, Neighbourhood, Plan},
+};
+use peer_relay::{LineConfig, WanBinding};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use shared::{
+    community::{hello::LineNumber, profile::Profile, weight::Origin},
+    service::Shutdown,
+};
+use tokio::task::JoinSet;
+
+#[tokio::test]
+async fn one_relay_known_by_name_leads_to_all_by_way_of_reconst() {
+    let neighbourhood = start(Plan { finding: Finding::Told, ..Plan::new(unequal_scene()) }).await;
+    let known = neighbourhood.proxy().status().known;
+    assert!(known.roster.iter().all(|line| line.source == "reconst"), "{known:?}");
+    until("all relays are shown", || neighbourhood.proxy().status().known.roster.len() == 3).await;
+    within(neighbourhood.client().download(1_000_000, 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn relays_that_announce_themselves_are_found_and_followed_to_another_port() {
+    let mut neighbourhood = start(Plan { finding: Finding::Heard, ..Plan::new(unequal_scene()) }).await;
+    assert!(neighbourhood.proxy().status().known.roster.iter().any(|line| line.source == "lan"));
+    let client = neighbourhood.client();
+    let download = download(&client, 5_000_000, 3);
+    progress(&client, 500_000).await;
+    within(neighbourhood.stop_relay(1)).await.unwrap();
+    neighbourhood.move_relay(1).unwrap();
+    neighbourhood.start_relay(1).await.unwrap();
+    let address = neighbourhood.relay_address(1);
+    let is_followed = || neighbourhood.proxy().status().paths.iter().any(|path| path.route.address == address && path.state == "active");
+    until("a path through the new port", is_followed).await;
+    within(download).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_relay_that_stops_is_left_in_order_by_both_ends() {
+    for finding in [Finding::Named, Finding::Heard] {
+        let mut neighbourhood = start(Plan { finding, ..Plan::new(unequal_scene()) }).await;
+        let client = neighbourhood.client();
+        let download = download(&client, 6_000_000, 3);
+        progress(&client, 1_000_000).await;
+        within(neighbourhood.stop_relay(0)).await.unwrap();
+        let paths = neighbourhood.proxy().status().paths;
+        assert!(paths.iter().all(|path| path.route.address != neighbourhood.relay_address(0)), "{finding:?}: {paths:?}");
+        assert!(paths.iter().all(|path| path.suspicions == 0), "{finding:?}: nobody had to find out: {paths:?}");
+        within(download).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_lan_that_moves_to_another_data_port_takes_its_flows_along() {
+    let neighbourhood = start(Plan { finding: Finding::Told, ..Plan::new(unequal_scene()) }).await;
+    let client = neighbourhood.client();
+    let download = download(&client, 8_000_000, 3);
+    progress(&client, 500_000).await;
+    let before: Vec<_> = neighbourhood.proxy().status().paths.into_iter().map(|path| path.id).collect();
+    let port = neighbourhood.move_data_port().await.unwrap();
+    let are_moved = || {
+        let paths = neighbourhood.proxy().status().paths;
+        paths.len() == 3 && paths.iter().all(|path| path.state == "active" && !before.contains(&path.id))
+    };
+    until("all paths are made anew", are_moved).await;
+    let relay = neighbourhood.relay_status(0).expect("it runs");
+    assert_eq!(relay.lines[0].reconst.map(|address| address.port()), Some(port));
+    within(download).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn weights_are_measured_from_what_the_lines_carry() {
+    let neighbourhood = start(Plan { finding: Finding::Told, measures: true, ..Plan::new(unequal_scene()) }).await;
+    let client = neighbourhood.client();
+    let weights = |neighbourhood: &Neighbourhood| {
+        let of_relay = |index| neighbourhood.relay_status(index).expect("it runs").lines[0].weights.down;
+        (0..3).map(of_relay).collect::<Vec<_>>()
+    };
+    assert!(weights(&neighbourhood).iter().all(|weight| weight.origin == Origin::Guessed));
+    let endless = tokio::spawn({
+        let client = client.clone();
+        async move { client.download(u64::MAX / 2, 1).await }
+    });
+    until("each line's rate is measured", || weights(&neighbourhood).iter().all(|weight| weight.origin == Origin::Measured)).await;
+    let told = || {
+        let roster = neighbourhood.proxy().status().known.roster;
+        roster.len() == 3 && roster.iter().all(|line| line.weights.down.origin == Origin::Measured)
+    };
+    until("the proxy is told", told).await;
+    endless.abort();
+}
+
+#[tokio::test]
+async fn twenty_relays_that_come_and_go_under_twenty_flows_change_no_byte() {
+    let seconds = std::env::var("TRIBUTARY_CHURN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    churn(Duration::from_secs(seconds)).await;
+}
+
+/// Twenty relays that join and leave at random, in order or by a power cut, under as many flows, half of them up and half down.
+async fn churn(span: Duration) {
+    let scene = scene_of("[[line]]\ncount = 20\ndown = '3M'\nup = '3M'\nrtt-ms = 10\n");
+    let mut neighbourhood = start(Plan { finding: Finding::Told, relays_at_start: 10, ..Plan::new(scene) }).await;
+    let seed = std::env::var("TRIBUTARY_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| rand::rng().random());
+    println!("TRIBUTARY_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let end = Instant::now() + span;
+    let mut flows = JoinSet::new();
+    for number in 0..20 {
+        let client = neighbourhood.client();
+        flows.spawn(async move {
+            let mut transfers = 0;
+            while Instant::now() < end {
+                match number % 2 {
+                    0 => drop(client.download(400_000, number + transfers).await?),
+                    _ => client.upload(200_000, number + transfers).await?,
+                }
+                transfers += 1;
+            }
+            Ok::<_, neighbourhood::load::LoadError>(transfers)
+        });
+    }
+    let mut runs = [true; 20];
+    runs[10..].fill(false);
+    let mut changes = 0;
+    while Instant::now() < end {
+        // The first one is the one that the proxy is told of: all others come from `reconst`.
+        let index = random.random_range(1..20);
+        match runs[index] {
+            false => neighbourhood.start_relay(index).await.unwrap(),
+            true if random.random_bool(0.5) => neighbourhood.kill_relay(index).await,
+            true => neighbourhood.drain_relay(index),
+        }
+        runs[index] = !runs[index];
+        changes += 1;
+        tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
+    }
+    let mut transfers = 0;
+    while let Some(flow) = tokio::time::timeout(Duration::from_secs(60), flows.join_next()).await.expect("flows end in time") {
+        transfers += flow.unwrap().unwrap();
+    }
+    println!("{changes} changes under {transfers} transfers, all exact");
+    assert!(transfers >= 20);
+}
+
+#[tokio::test]
+async fn one_relay_with_eight_lines_is_eight_paths() {
+    let neighbourhood = start(Plan { finding: Finding::Told, relays_at_start: 1, ..Plan::new(unequal_scene()) }).await;
+    let _relay = start_modems(&neighbourhood, "modems", 1..=8).await;
+    within(neighbourhood.proxy().wait_for_paths(9)).await.unwrap();
+    within(neighbourhood.client().download(1_000_000, 5)).await.unwrap();
+    let paths = neighbourhood.proxy().status().paths;
+    let of_modems = paths.iter().filter(|path| path.route.relay == "modems" && path.down_bytes > 0);
+    assert_eq!(of_modems.count(), 8, "{paths:?}");
+}
+
+#[tokio::test]
+async fn eight_relays_on_one_pc_are_eight_paths() {
+    let neighbourhood = start(Plan { finding: Finding::Told, relays_at_start: 1, ..Plan::new(unequal_scene()) }).await;
+    let mut relays = Vec::new();
+    for number in 1..=8 {
+        relays.push(start_modems(&neighbourhood, &format!("modem{number}"), 1..=1).await);
+    }
+    within(neighbourhood.proxy().wait_for_paths(9)).await.unwrap();
+    within(neighbourhood.client().download(1_000_000, 5)).await.unwrap();
+}
+
+/// A relay with these lines, all of which lead over the first emulated one, each from an address of its own.
+async fn start_modems(neighbourhood: &Neighbourhood, relay: &str, lines: std::ops::RangeInclusive<u8>) -> peer_relay::Running {
+    let (lan, relay) = ("elm".parse().unwrap(), relay.parse().unwrap());
+    let profile = neighbourhood.registrar().add_relay(&lan, &relay).await.unwrap();
+    let reconst = neighbourhood.relay_profile(0).reconst.clone();
+    let mut config = peer_relay::Config::new(Profile { reconst, ..profile });
+    config.announce.multicast = false;
+    config.lines = lines
+        .map(|number| {
+            let mut line = LineConfig::new(LineNumber(number));
+            line.lan_bind = Some(([127, 0, 0, 1], 0).into());
+            line.wan = WanBinding::Address([127, 1, 0, number].into());
+            line
+        })
+        .collect();
+    peer_relay::start(config, Shutdown::new()).await.unwrap()
+}
+
+async fn start(plan: Plan) -> Neighbourhood {
+    within(Neighbourhood::start(plan)).await.expect("a neighbourhood")
+}
+
+fn download(client: &Client, bytes: u64, seed: u64) -> tokio::task::JoinHandle<Result<Duration, neighbourhood::load::LoadError>> {
+    let client = client.clone();
+    tokio::spawn(async move { client.download(bytes, seed).await })
+}
