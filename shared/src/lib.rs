@@ -4,6 +4,7 @@
 //! * [`transfer`]: bytes in, bytes out. Cuts flows into chunks, schedules them over paths, recovers what is lost, puts
 //!   them in order.
 //! * [`community`]: who is here and may do what: members, profiles, announcements, the roster.
+//! * [`share`]: what the owner of a line lets others have of it.
 //! * [`link`] (feature `link`): the thin drivers over tokio, quinn and rustls.
 //! * [`service`] (feature `link`): what the three programs have in common as programs: logging, signals, exit codes.
 //!
@@ -12,6 +13,7 @@
 
 pub mod community;
 pub mod ids;
+pub mod share;
 pub mod target;
 pub mod transfer;
 pub mod units;

@@ -3,6 +3,7 @@
 //! * [`world`]: two session cores and the lines between them; time moves from event to event.
 //! * [`script`], [`application`], [`oracle`]: sessions drawn from a seed, in which anything happens, and whether all comes out right.
 //! * [`measure`]: figures of transfers and requests over a set of lines, for tuning.
+//! * [`shared_line`]: several users at a line of which its owner shares a part.
 //! * [`lines`]: sets of lines from a command line or a seed.
 
 pub mod application;
@@ -11,4 +12,5 @@ pub mod lines;
 pub mod measure;
 pub mod oracle;
 pub mod script;
+pub mod shared_line;
 pub mod world;
