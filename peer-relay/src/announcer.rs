@@ -21,6 +21,7 @@ use shared::{
     },
     link::tls::Signer,
     service::Shutdown,
+    share::allowance::Hold,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -53,12 +54,18 @@ pub(crate) struct LineToAnnounce {
     pub(crate) wan: WanBinding,
     pub(crate) weights: watch::Receiver<Weights>,
     pub(crate) upstream: watch::Receiver<Upstream>,
+    /// Why its owner holds it back, if so.
+    pub(crate) hold: watch::Receiver<Option<Hold>>,
 }
 
 impl LineToAnnounce {
     /// Whether it serves.
     pub(crate) fn state(&self) -> LineState {
-        if self.upstream.borrow().is_logged_in { LineState::Serving } else { LineState::Down }
+        match (*self.hold.borrow(), self.upstream.borrow().is_logged_in) {
+            (Some(_), _) => LineState::Paused,
+            (None, true) => LineState::Serving,
+            (None, false) => LineState::Down,
+        }
     }
 }
 
@@ -87,6 +94,7 @@ impl Announcer {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut upstreams: Vec<_> = self.lines.iter().map(|line| line.upstream.clone()).collect();
         let mut weights: Vec<_> = self.lines.iter().map(|line| line.weights.clone()).collect();
+        let mut holds: Vec<_> = self.lines.iter().map(|line| line.hold.clone()).collect();
         loop {
             tokio::select! {
                 biased;
@@ -94,6 +102,7 @@ impl Announcer {
                 _ = tick.tick() => (),
                 () = any_changed(&mut upstreams) => (),
                 () = any_changed(&mut weights) => (),
+                () = any_changed(&mut holds) => (),
             }
             self.announce(AnnouncementKind::Active);
         }

@@ -136,14 +136,6 @@ impl Packets<'_> {
 }
 
 impl Sent {
-    /// Adds what became of others.
-    pub(crate) fn add(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.dropped += other.dropped;
-        self.is_broken |= other.is_broken;
-    }
-
     fn count(&mut self, batch: &[u8], stride: usize) {
         self.packets += batch.len().div_ceil(stride) as u64;
         self.bytes += batch.len() as u64;

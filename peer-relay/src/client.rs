@@ -5,28 +5,30 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
+use shared::{community::member::Identity, share::shaper::line_bytes};
 use tokio::task::AbortHandle;
 
 use crate::{
     batch::{BatchSocket, Packets, Sent},
+    lane::{Exit, Towards},
     line::WanBinding,
-    share::{Direction, Share},
+    share::Share,
 };
 
 /// What the clients of a line have in common.
 #[derive(Debug)]
 pub(crate) struct Common {
-    pub(crate) lan: BatchSocket,
+    pub(crate) lan: Arc<BatchSocket>,
     pub(crate) binding: WanBinding,
     pub(crate) share: Share,
     /// Everything that the line has carried, whoever for.
-    pub(crate) totals: Carried,
+    pub(crate) totals: Arc<Carried>,
 }
 
 /// A client of a line. Dropping it closes its socket.
@@ -34,10 +36,10 @@ pub(crate) struct Common {
 pub(crate) struct Client {
     common: Arc<Common>,
     address: ClientAddress,
-    wan: Arc<BatchSocket>,
+    user: Arc<Identity>,
     reconst: SocketAddr,
     opened: Instant,
-    is_broken: bool,
+    up: Arc<Exit>,
     carried: Arc<Carried>,
     downward: AbortHandle,
 }
@@ -54,12 +56,13 @@ pub(crate) struct ClientAddress {
 /// Packets and bytes carried both ways, headers not counted.
 #[derive(Debug, Default)]
 pub(crate) struct Carried {
-    up: Counters,
-    down: Counters,
+    pub(crate) up: Counters,
+    pub(crate) down: Counters,
 }
 
+/// Packets and bytes carried one way.
 #[derive(Debug, Default)]
-struct Counters {
+pub(crate) struct Counters {
     packets: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
@@ -86,28 +89,26 @@ pub struct CarriedStatus {
 }
 
 impl Client {
-    /// Opens the client's socket to `reconst` and carries back what comes through it. Call it inside a tokio runtime.
-    pub(crate) fn open(common: Arc<Common>, address: ClientAddress, reconst: SocketAddr, now: Instant) -> io::Result<Self> {
-        let carried = Arc::new(Carried::default());
+    /// Opens the socket to `reconst` of a client of `user`'s and carries back what comes through it. Call it inside a tokio runtime.
+    pub(crate) fn open(common: Arc<Common>, address: ClientAddress, user: Identity, reconst: SocketAddr, now: Instant) -> io::Result<Self> {
+        let (carried, user) = (Arc::new(Carried::default()), Arc::new(user));
         let wan = connect(&common.binding, reconst)?;
-        let downward = carry_down(&common, address, &wan, reconst, &carried);
-        Ok(Self { common, address, wan, reconst, opened: now, is_broken: false, carried, downward })
+        let up = exit(&common, &user, &carried, Towards::Reconst(Arc::clone(&wan), reconst));
+        let down = exit(&common, &user, &carried, Towards::Lan(Arc::clone(&common.lan), address));
+        let downward = carry_down(&common, wan, down, reconst);
+        Ok(Self { common, address, user, reconst, opened: now, up, carried, downward })
     }
 
     /// Forwards packets of the client's to `reconst`.
-    pub(crate) fn carry_up(&mut self, now: Instant, packets: Packets<'_>) {
-        let (admitted, refused) = self.common.share.admit(Direction::Up, now, packets);
-        let mut sent = self.wan.send(self.reconst, None, admitted);
-        sent.dropped += refused;
-        self.is_broken = sent.is_broken && sent.packets == 0;
-        self.carried.up.add(sent);
-        self.common.totals.up.add(sent);
+    pub(crate) fn carry_up(&self, now: Instant, packets: Packets<'_>) {
+        self.common.share.up.forward(now, &self.up, packets);
     }
 
     /// Replaces the client's socket if it does not lead anywhere any more. It goes on leading to where its path was made, which
     /// `reconst` serves for a while when the LAN moves: no other port knows that path.
     pub(crate) fn mend(&mut self, now: Instant) {
-        let is_due = self.is_broken && now.saturating_duration_since(self.opened) >= MEND_INTERVAL;
+        let is_broken = self.up.is_broken.load(Ordering::Relaxed);
+        let is_due = is_broken && now.saturating_duration_since(self.opened) >= MEND_INTERVAL;
         if !is_due {
             return;
         }
@@ -116,12 +117,13 @@ impl Client {
         match connect(&self.common.binding, reconst) {
             Ok(wan) => {
                 self.downward.abort();
-                self.downward = carry_down(&self.common, self.address, &wan, reconst, &self.carried);
-                (self.wan, self.is_broken) = (wan, false);
+                self.up = exit(&self.common, &self.user, &self.carried, Towards::Reconst(Arc::clone(&wan), reconst));
+                let down = exit(&self.common, &self.user, &self.carried, Towards::Lan(Arc::clone(&self.common.lan), self.address));
+                self.downward = carry_down(&self.common, wan, down, reconst);
                 tracing::debug!(client = %self.address.client, %reconst, "socket replaced");
             }
             Err(error) => {
-                self.is_broken = true;
+                self.up.is_broken.store(true, Ordering::Relaxed);
                 tracing::debug!(client = %self.address.client, %error, "socket not replaced yet");
             }
         }
@@ -143,6 +145,12 @@ impl Carried {
         CarriedStatus { up: self.up.status(), down: self.down.status() }
     }
 
+    /// The bytes forwarded both ways with headers, as IPv4's if they were IPv6's.
+    pub(crate) fn line_bytes(&self) -> u64 {
+        let CarriedStatus { up, down } = self.status();
+        up.bytes + down.bytes + (up.packets + down.packets) * line_bytes(0, true) as u64
+    }
+
     /// Grows with every packet, forwarded or lost.
     pub(crate) fn packets(&self) -> u64 {
         let status = self.status();
@@ -151,7 +159,7 @@ impl Carried {
 }
 
 impl Counters {
-    fn add(&self, sent: Sent) {
+    pub(crate) fn add(&self, sent: Sent) {
         self.packets.fetch_add(sent.packets, Ordering::Relaxed);
         self.bytes.fetch_add(sent.bytes, Ordering::Relaxed);
         if sent.dropped > 0 {
@@ -175,30 +183,23 @@ fn connect(binding: &WanBinding, reconst: SocketAddr) -> io::Result<Arc<BatchSoc
     BatchSocket::new(socket).map(Arc::new)
 }
 
-fn carry_down(
-    common: &Arc<Common>,
-    address: ClientAddress,
-    wan: &Arc<BatchSocket>,
-    reconst: SocketAddr,
-    carried: &Arc<Carried>,
-) -> AbortHandle {
-    let (common, wan, carried) = (Arc::clone(common), Arc::clone(wan), Arc::clone(carried));
+fn exit(common: &Common, user: &Arc<Identity>, carried: &Arc<Carried>, towards: Towards) -> Arc<Exit> {
+    let carried = [Arc::clone(carried), Arc::clone(&common.totals)];
+    Arc::new(Exit { user: Arc::clone(user), towards, carried, is_broken: AtomicBool::new(false) })
+}
+
+fn carry_down(common: &Arc<Common>, wan: Arc<BatchSocket>, exit: Arc<Exit>, reconst: SocketAddr) -> AbortHandle {
+    let common = Arc::clone(common);
     let carry = async move {
         let mut errors_in_a_row = 0;
         while wan.readable().await.is_ok() {
             let now = Instant::now();
-            let mut sent = Sent::default();
             let received = wan.receive(|from, _, packets| {
                 // What came between the socket's binding and its connecting may be anybody's.
-                if from.ip().to_canonical() != reconst.ip().to_canonical() || from.port() != reconst.port() {
-                    return;
+                if from.ip().to_canonical() == reconst.ip().to_canonical() && from.port() == reconst.port() {
+                    common.share.down.forward(now, &exit, packets);
                 }
-                let (admitted, refused) = common.share.admit(Direction::Down, now, packets);
-                sent.add(common.lan.send(address.client, Some(address.relay), admitted));
-                sent.dropped += refused;
             });
-            carried.down.add(sent);
-            common.totals.down.add(sent);
             errors_in_a_row = match received {
                 Ok(()) => 0,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,

@@ -32,10 +32,13 @@ pub struct Config {
     /// How long the relay goes on forwarding once it is to stop. Default 3 s; with 0 its users lose what is under way, much longer only
     /// delays the stop, which comes anyway when no traffic is left.
     pub drain: Duration,
-    /// The folder in which the lines' measured rates are remembered. Default none: they are measured anew after each start.
+    /// The folder in which the lines' measured rates are remembered, what they have used of their caps, and pauses. Default none: rates
+    /// are measured anew after each start, and there can be no cap.
     pub state: Option<PathBuf>,
     /// Where `status` is answered, a loopback address. Default nowhere.
     pub admin: Option<SocketAddr>,
+    /// The Unix sockets at which its owner commands it: the first that can be made is. Default none.
+    pub control: Vec<PathBuf>,
 }
 
 /// One line's configuration.
@@ -66,6 +69,7 @@ impl Config {
             drain: Duration::from_secs(3),
             state: None,
             admin: None,
+            control: Vec::new(),
         }
     }
 
@@ -90,6 +94,9 @@ impl Config {
         for line in &self.lines {
             if line.number == LineNumber::ANY || self.lines.iter().filter(|other| other.number == line.number).count() > 1 {
                 return Err(Failure::config(format!("{} is not a number that one line alone has, from 1", line.number)));
+            }
+            if line.share.terms.cap.is_some() && self.state.is_none() {
+                return Err(Failure::config("a cap needs a folder to keep its count in: name one with --state"));
             }
             line.wan.check()?;
         }

@@ -22,6 +22,7 @@ use shared::{
     },
     link::tls::{MemberVerifier, Signer},
     service::Shutdown,
+    share::allowance::Hold,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -41,6 +42,8 @@ pub(crate) struct Forwarder {
     admission: Admission<Client>,
     /// Where the LAN's paths are served, once `reconst` has said so.
     upstream: watch::Receiver<Upstream>,
+    /// Why the owner holds the line back, if so.
+    hold: watch::Receiver<Option<Hold>>,
     judge: mpsc::Sender<PendingHello>,
     judged: mpsc::Receiver<Judged>,
     register: Arc<Register>,
@@ -73,12 +76,12 @@ pub(crate) struct Judge {
 }
 
 impl Forwarder {
-    /// A forwarder on the LAN socket of `common`; `secret` is 32 random bytes.
+    /// A forwarder on the LAN socket of `common`.
     pub(crate) fn new(
         common: Arc<Common>,
         admission: AdmissionConfig,
-        secret: &[u8; 32],
         upstream: watch::Receiver<Upstream>,
+        hold: watch::Receiver<Option<Hold>>,
         judge: Judge,
         register: Arc<Register>,
         shutdown: Shutdown,
@@ -87,8 +90,8 @@ impl Forwarder {
         let (pending_sender, pending) = mpsc::channel(PENDING_MAX);
         let (judged_sender, judged) = mpsc::channel(PENDING_MAX);
         tokio::spawn(judge.run(pending, judged_sender));
-        let admission = Admission::new(admission, secret, Instant::now());
-        Ok(Self { common, lan_address, admission, upstream, judge: pending_sender, judged, register, shutdown })
+        let admission = Admission::new(admission, &rand::random(), Instant::now());
+        Ok(Self { common, lan_address, admission, upstream, hold, judge: pending_sender, judged, register, shutdown })
     }
 
     /// Forwards until the future is dropped.
@@ -161,10 +164,13 @@ impl Forwarder {
     }
 
     fn obstacle(&self) -> Option<HelloRefusal> {
-        match self.upstream.borrow().data {
+        match (*self.hold.borrow(), self.upstream.borrow().data) {
             _ if self.shutdown.is_draining() => Some(HelloRefusal::Draining),
-            None => Some(HelloRefusal::NotReady),
-            Some(_) => None,
+            (Some(Hold::Paused(_)), _) => Some(HelloRefusal::Paused),
+            (Some(Hold::OutsideHours), _) => Some(HelloRefusal::OutsideHours),
+            (Some(Hold::CapReached(_)), _) => Some(HelloRefusal::CapReached),
+            (None, None) => Some(HelloRefusal::NotReady),
+            (None, Some(_)) => None,
         }
     }
 
@@ -174,7 +180,8 @@ impl Forwarder {
         let (common, reconst) = (&self.common, self.upstream.borrow().data);
         let open = || {
             let reconst = reconst.ok_or(HelloRefusal::NotReady)?;
-            Client::open(Arc::clone(common), ClientAddress { client: from, relay: to.ip() }, reconst, now).map_err(|error| {
+            let (address, user) = (ClientAddress { client: from, relay: to.ip() }, member.clone().ok_or(HelloRefusal::NotAMember)?);
+            Client::open(Arc::clone(common), address, user, reconst, now).map_err(|error| {
                 tracing::warn!(client = %from, %error, "no socket over the line for another client");
                 HelloRefusal::Full
             })

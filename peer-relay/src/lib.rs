@@ -1,11 +1,16 @@
 //! A neighbour's relay: lends its line to the users of its LAN, opaque packet by opaque packet.
 //!
-//! A packet's way: [`forward`] takes it from the LAN port and looks up who sent it, [`share`] keeps to the owner's limits, [`client`]
-//! sends it to `reconst` over the [`mod@line`] and brings the answers back. Beside that way, [`forward`]'s judge admits users, [`login`] asks
+//! A packet's way: [`forward`] takes it from the LAN port and looks up who sent it, a [`lane`] keeps to the
+//! owner's limits, [`client`] sends it to `reconst` over the [`mod@line`] and brings the answers back. Beside that way, [`forward`]'s judge admits users, [`login`] asks
 //! `reconst` where the LAN is served, [`announcer`] tells the LAN. The relay holds no key of a user's path, keeps no data, and forwards to
 //! nothing but its `reconst`.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -25,26 +30,33 @@ use tokio::{
 mod announcer;
 mod batch;
 mod client;
+mod command;
 mod config;
 mod forward;
+mod lane;
 mod line;
 mod login;
+mod owner;
 mod share;
+mod store;
 mod weights;
 
 pub use announcer::AnnounceConfig;
 pub use client::{CarriedStatus, DirectionStatus};
+pub use command::Arguments;
 pub use config::{Config, LineConfig};
 pub use line::{DEFAULT_PORT, WanBinding};
 pub use login::Upstream;
-pub use share::ShareConfig;
+pub use share::{LaneStatus, ShareConfig, ShareStatus};
 
 use announcer::{Announcer, LineToAnnounce};
 use batch::BatchSocket;
 use client::Common;
 use forward::{Forwarder, Judge, Register};
 use login::{Login, LoginLine};
+use owner::Owner;
 use share::Share;
+use store::Store;
 use weights::LineWeights;
 
 /// A relay at work. Dropping it stops it at once.
@@ -52,6 +64,7 @@ use weights::LineWeights;
 pub struct Running {
     lines: Vec<Arc<RunningLine>>,
     admin_address: Option<SocketAddr>,
+    control_path: Option<PathBuf>,
     tasks: JoinSet<()>,
     announcer: Option<AbortHandle>,
     drain: Duration,
@@ -59,13 +72,14 @@ pub struct Running {
 }
 
 #[derive(Debug)]
-struct RunningLine {
+pub(crate) struct RunningLine {
     number: LineNumber,
     lan_address: SocketAddr,
     common: Arc<Common>,
     register: Arc<Register>,
     upstream: watch::Receiver<Upstream>,
     weights: watch::Receiver<Weights>,
+    owner: Arc<Owner>,
 }
 
 /// A relay's state, as `status` shows it.
@@ -90,8 +104,18 @@ pub struct LineStatus {
     pub problem: Option<String>,
     /// Its weights, and where they come from.
     pub weights: Weights,
+    /// Why its owner holds it back, if so.
+    pub held: Option<String>,
+    /// What it has carried in this month of its cap, headers included.
+    pub month_bytes: u64,
+    /// What it may carry a month, if there is a cap.
+    pub cap_bytes: Option<u64>,
+    /// When it is shared.
+    pub hours: String,
     /// Everything it has carried.
     pub carried: CarriedStatus,
+    /// The owner's limits at work.
+    pub share: ShareStatus,
     /// Packets dropped because their sender is not served.
     pub dropped_of_strangers: u64,
     /// Requests for service granted.
@@ -122,19 +146,22 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let unusable = |error| Failure::new(Exit::Data, format!("the profile is not usable: {error}; ask whoever runs reconst for a new one"));
     let signer = Signer::from_profile(&config.profile).map_err(unusable)?;
     let verifier = MemberVerifier::new(&config.profile.authority_pem).map_err(unusable)?;
+    let store = config.state.as_ref().map(|directory| Store::open(directory, &config.profile.identity)).transpose()?.map(Arc::new);
+    let start = Start { config: &config, store, shutdown: &shutdown };
     let (mut tasks, mut lines, mut to_announce) = (JoinSet::new(), Vec::new(), Vec::new());
     let addresses = watch::Sender::default();
     for (line, default_port) in config.lines.iter().zip(DEFAULT_PORT..) {
         let (login, upstream) = Login::new(&config.profile, line.number, line.wan.clone()).map_err(unusable)?;
         let weights = LineWeights::new(line.weights, config.state_file(line.number));
         let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: weights.watch() };
-        let running = start_line(&config, line, default_port, judge, upstream, &mut tasks, &shutdown)?;
+        let running = start_line(&start, line, default_port, judge, upstream, &mut tasks)?;
         let announced = LineToAnnounce {
             number: line.number,
             lan_address: running.lan_address,
             wan: line.wan.clone(),
             weights: weights.watch(),
             upstream: running.upstream.clone(),
+            hold: running.owner.hold(),
         };
         let (interval, common) = (config.announce.interval, Arc::clone(&running.common));
         let addresses = addresses.subscribe();
@@ -161,9 +188,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         }
         None => None,
     };
+    let control_path = command::serve(&config.control, &lines, &mut tasks, &shutdown)?;
     let announcer = Announcer::new(config.announce, signer, to_announce, addresses);
     let announcer = Some(tasks.spawn(announcer.run(shutdown.clone())));
-    Ok(Running { lines, admin_address, tasks, announcer, drain: config.drain, shutdown })
+    Ok(Running { lines, admin_address, control_path, tasks, announcer, drain: config.drain, shutdown })
 }
 
 /// Runs a relay until `shutdown` asks it to stop and it has drained.
@@ -188,6 +216,27 @@ impl Running {
     /// Where `status` is answered, if anywhere.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// The Unix socket at which it takes its owner's commands, if any.
+    pub fn control_path(&self) -> Option<&Path> {
+        self.control_path.as_deref()
+    }
+
+    /// Takes a line back, all of them if none is named, for so long if it is not for good.
+    ///
+    /// # Errors
+    /// If there is no such line.
+    pub fn pause(&self, line: Option<u8>, span: Option<Duration>) -> Result<(), String> {
+        command::pause(&self.lines, line, span)
+    }
+
+    /// Shares a line again, all of them if none is named.
+    ///
+    /// # Errors
+    /// If there is no such line.
+    pub fn resume(&self, line: Option<u8>) -> Result<(), String> {
+        command::resume(&self.lines, line)
     }
 
     /// The relay's state.
@@ -228,19 +277,28 @@ impl Running {
     }
 }
 
+/// What the lines of a relay have in common when they start.
+struct Start<'a> {
+    config: &'a Config,
+    store: Option<Arc<Store>>,
+    shutdown: &'a Shutdown,
+}
+
 fn start_line(
-    config: &Config,
+    start: &Start<'_>,
     line: &LineConfig,
     default_port: u16,
     judge: Judge,
     upstream: watch::Receiver<Upstream>,
     tasks: &mut JoinSet<()>,
-    shutdown: &Shutdown,
 ) -> anyhow::Result<RunningLine> {
+    let Start { config, store, shutdown } = start;
+    let shutdown = Shutdown::clone(shutdown);
     let weights = judge.weights.clone();
-    let lan = BatchSocket::new(line::open_lan(line.lan_bind, default_port)?)?;
+    let lan = Arc::new(BatchSocket::new(line::open_lan(line.lan_bind, default_port)?)?);
     let lan_address = lan.local_addr()?;
-    let common = Arc::new(Common { lan, binding: line.wan.clone(), share: Share::new(line.share), totals: client::Carried::default() });
+    let share = Share::new(&line.share, Instant::now());
+    let common = Arc::new(Common { lan, binding: line.wan.clone(), share, totals: Arc::default() });
     let register = Arc::new(Register::default());
     let admission = AdmissionConfig {
         also_reached_as: config.also_reached_as.clone(),
@@ -248,10 +306,15 @@ fn start_line(
         idle: config.client_idle,
         ..AdmissionConfig::new(config.profile.identity.lan, line.number)
     };
-    let forwarder =
-        Forwarder::new(Arc::clone(&common), admission, &rand::random(), upstream.clone(), judge, Arc::clone(&register), shutdown.clone())?;
+    let owner = Arc::new(Owner::new(line.number, line.share.terms.clone(), Arc::clone(&common), store.clone()));
+    let hold = owner.hold();
+    let forwarder = Forwarder::new(Arc::clone(&common), admission, upstream.clone(), hold, judge, Arc::clone(&register), shutdown)?;
     tasks.spawn(forwarder.run());
-    Ok(RunningLine { number: line.number, lan_address, common, register, upstream, weights })
+    let watching = Arc::clone(&owner);
+    tasks.spawn(async move { watching.run().await });
+    let pumped = Arc::clone(&common);
+    tasks.spawn(async move { pumped.share.pump().await });
+    Ok(RunningLine { number: line.number, lan_address, common, register, upstream, weights, owner })
 }
 
 /// Waits until the announcer has said goodbye and no packet has come for [`QUIET`].
@@ -284,7 +347,12 @@ impl RunningLine {
             is_logged_in,
             problem,
             weights: *self.weights.borrow(),
+            held: self.owner.hold().borrow().map(owner::describe),
+            month_bytes: self.owner.month_bytes(),
+            cap_bytes: self.owner.terms().cap.map(|cap| cap.size.bytes),
+            hours: self.owner.terms().hours.to_string(),
             carried: self.common.totals.status(),
+            share: self.common.share.status(),
             dropped_of_strangers: counters.strangers,
             admitted: counters.admission.admitted,
             refused: counters.admission.refused + counters.unjudged,

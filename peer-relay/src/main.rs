@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use peer_relay::{Config, LineConfig, WanBinding};
+use peer_relay::{Arguments, Config, LineConfig, WanBinding};
 use serde::Deserialize;
 use shared::{
     community::{
@@ -16,8 +16,13 @@ use shared::{
         member::Role,
         weight::{LineWeight, Weight},
     },
-    service::{Exit, Failure, LogFormat, admin, conclude, default_folder, init_logging, read_config, read_profile, shutdown_on_signals},
-    units::Rate,
+    service::{
+        Exit, Failure, LogFormat, admin, conclude,
+        control::{self, ControlError},
+        default_folder, init_logging, read_config, read_profile, shutdown_on_signals,
+    },
+    share::allowance::{Cap, Hours},
+    units::{Rate, Size},
 };
 
 /// Lends this PC's line to the users of its LAN.
@@ -34,9 +39,28 @@ enum Command {
     Run(Box<Settings>),
     /// Show what a running relay does, as JSON.
     Status {
-        /// The address that it was given with --admin.
-        #[arg(long, value_name = "IP:PORT")]
-        admin: SocketAddr,
+        /// The address that it was given with --admin [default: ask through its control socket].
+        #[arg(long, value_name = "IP:PORT", conflicts_with = "control")]
+        admin: Option<SocketAddr>,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Take a line back at once: its users go on over other lines.
+    Pause {
+        /// The line's number [default: all lines].
+        line: Option<u8>,
+        /// For how long, as in 90s, 30m, 2h [default: until it is resumed].
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_span)]
+        span: Option<Duration>,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Lend a line again that was paused.
+    Resume {
+        /// The line's number [default: all lines].
+        line: Option<u8>,
+        #[command(flatten)]
+        which: Which,
     },
     /// Say whether `run` would accept the same settings, without starting.
     Check(Box<Settings>),
@@ -45,6 +69,14 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// Which of the relays that run on this PC.
+#[derive(Args)]
+struct Which {
+    /// The relay's control socket [default: that of the only relay that runs here].
+    #[arg(long, value_name = "FILE")]
+    control: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -76,9 +108,21 @@ struct Settings {
     /// The most that is shared from the internet to the LAN, in bits per second [default: all].
     #[arg(long, value_name = "RATE")]
     share_down: Option<Rate>,
-    /// Where measured rates are remembered [default: STATE_DIRECTORY, or tributary in XDG_STATE_HOME].
+    /// The most that the line carries a month, up and down together [default: no limit].
+    #[arg(long, value_name = "SIZE")]
+    cap: Option<Size>,
+    /// The day on which the month of --cap begins, 1 to 31 [default: 1].
+    #[arg(long, value_name = "DAY", value_parser = clap::value_parser!(u8).range(1..=31))]
+    cap_day: Option<u8>,
+    /// Lend the line only at these hours, as in 22:00-07:00,12:00-13:00 [default: always].
+    #[arg(long, value_name = "HOURS")]
+    hours: Option<Hours>,
+    /// Where to keep measured rates, what a line has used of its cap, and pauses [default: STATE_DIRECTORY, or tributary in XDG_STATE_HOME].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// The socket for `pause`, `resume` and `status` [default: one in the user's or the system's runtime directory].
+    #[arg(long, value_name = "FILE")]
+    control: Option<PathBuf>,
     /// Answer `status` here, on a loopback address.
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -99,7 +143,11 @@ struct SettingsFile {
     weight_down: Option<u16>,
     share_up: Option<String>,
     share_down: Option<String>,
+    cap: Option<String>,
+    cap_day: Option<u8>,
+    hours: Option<String>,
     state: Option<PathBuf>,
+    control: Option<PathBuf>,
     admin: Option<SocketAddr>,
     log_format: Option<String>,
     announce: Option<bool>,
@@ -127,6 +175,9 @@ struct LineFile {
     weight_down: Option<u16>,
     share_up: Option<String>,
     share_down: Option<String>,
+    cap: Option<String>,
+    cap_day: Option<u8>,
+    hours: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -147,11 +198,20 @@ fn execute(command: Command) -> anyhow::Result<()> {
             raise_open_files_limit();
             runtime()?.block_on(async { peer_relay::run(config, shutdown_on_signals()).await })
         }
-        Command::Status { admin } => {
+        Command::Status { admin: Some(admin), .. } => {
             let status = runtime()?.block_on(admin::fetch(admin, "/status")).map_err(|error| Failure::unavailable(error.to_string()))?;
             print!("{status}");
             Ok(())
         }
+        Command::Status { admin: None, which } => {
+            print!("{}", which.ask(true, "status", Arguments::default())?);
+            Ok(())
+        }
+        Command::Pause { line, span, which } => {
+            let seconds = span.map(|span| span.as_secs());
+            print_held(&which.ask(false, "pause", Arguments { line, seconds })?)
+        }
+        Command::Resume { line, which } => print_held(&which.ask(false, "resume", Arguments { line, seconds: None })?),
         Command::Check(settings) => {
             let (config, _) = settings.resolve()?;
             config.check()?;
@@ -164,6 +224,45 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+impl Which {
+    fn ask(&self, is_query: bool, name: &str, arguments: Arguments) -> anyhow::Result<String> {
+        let path = match &self.control {
+            Some(path) => path.clone(),
+            None => only(control::sockets(PROGRAM))?,
+        };
+        let arguments = if is_query { String::new() } else { serde_json::to_string(&arguments)? };
+        let command = control::Command { is_query, name: name.into(), arguments };
+        let answer = runtime()?.block_on(control::command(&path, &command));
+        answer.map_err(|error| match error {
+            ControlError::Permission { .. } => Failure::new(Exit::Permission, error.to_string()).into(),
+            ControlError::Refused(_) => Failure::usage(error.to_string()).into(),
+            error => Failure::unavailable(error.to_string()).into(),
+        })
+    }
+}
+
+/// The socket of the one relay that runs.
+fn only(mut sockets: Vec<PathBuf>) -> Result<PathBuf, Failure> {
+    match (sockets.pop(), sockets.is_empty()) {
+        (Some(socket), true) => Ok(socket),
+        (None, _) => Err(Failure::unavailable("no relay of this user's runs here: if it runs as a service, run this as root")),
+        (Some(last), false) => {
+            sockets.push(last);
+            let names: Vec<_> = sockets.iter().map(|socket| format!("--control {}", socket.display())).collect();
+            Err(Failure::usage(format!("several relays run here, say which: {}", names.join(" or "))))
+        }
+    }
+}
+
+/// Says in a line for each line of an answer whether it is lent.
+fn print_held(status: &str) -> anyhow::Result<()> {
+    let status: serde_json::Value = serde_json::from_str(status)?;
+    for line in status["lines"].as_array().into_iter().flatten() {
+        println!("line {}: {}", line["line"], line["held"].as_str().unwrap_or("lent"));
+    }
+    Ok(())
 }
 
 impl Settings {
@@ -184,13 +283,20 @@ impl Settings {
             weight_down: self.weight_down.map(Weight::value).or(file.weight_down),
             share_up: file.share_up,
             share_down: file.share_down,
+            cap: file.cap,
+            cap_day: self.cap_day.or(file.cap_day),
+            hours: file.hours,
         };
+        let is_shared_by_flag = self.share_up.is_some() || self.share_down.is_some() || self.cap.is_some() || self.hours.is_some();
         if file.line.is_empty() {
+            let start_day = only.cap_day;
             let mut line = only.resolve(0)?;
             line.share.up = self.share_up.or(line.share.up);
             line.share.down = self.share_down.or(line.share.down);
+            line.share.terms.cap = self.cap.map_or(Ok(line.share.terms.cap), |size| cap(size, start_day).map(Some))?;
+            line.share.terms.hours = self.hours.unwrap_or(line.share.terms.hours);
             config.lines = vec![line];
-        } else if only.is_empty() && self.share_up.is_none() && self.share_down.is_none() {
+        } else if only.is_empty() && !is_shared_by_flag {
             config.lines = file.line.into_iter().enumerate().map(|(place, line)| line.resolve(place)).collect::<Result<_, _>>()?;
         } else {
             return Err(Failure::config("with several lines, say what each is like in its own [[line]] table, and nowhere else").into());
@@ -198,6 +304,14 @@ impl Settings {
 
         let of_file = file.state.map(|path| beside(self.config.as_deref(), path));
         config.state = self.state.or(of_file).or_else(default_folder);
+        config.control = match self.control.or(file.control) {
+            Some(path) => vec![path],
+            None => {
+                let identity = &config.profile.identity;
+                let name = format!("{PROGRAM}-{}-{}.sock", identity.lan.0, identity.name);
+                control::directories().into_iter().map(|directory| directory.join(&name)).collect()
+            }
+        };
         config.admin = self.admin.or(file.admin);
         config.announce.multicast = file.announce.unwrap_or(config.announce.multicast);
         config.announce.unicast = file.announce_to;
@@ -219,7 +333,8 @@ impl LineFile {
     fn is_empty(&self) -> bool {
         let binds = self.lan_bind.is_some() || self.wan_bind.is_some() || self.wan_interface.is_some();
         let weighs = self.weight_up.is_some() || self.weight_down.is_some();
-        !(binds || weighs || self.share_up.is_some() || self.share_down.is_some())
+        let shares = self.share_up.is_some() || self.share_down.is_some() || self.cap.is_some() || self.hours.is_some();
+        !(binds || weighs || shares || self.cap_day.is_some())
     }
 
     /// The line at this place, from 0.
@@ -237,6 +352,10 @@ impl LineFile {
         line.weights.down = weight("weight-down", self.weight_down)?;
         line.share.up = rate("share-up", self.share_up.as_deref())?;
         line.share.down = rate("share-down", self.share_down.as_deref())?;
+        let size = self.cap.as_deref().map(str::parse).transpose().map_err(|error| Failure::config(format!("cap: {error}")))?;
+        line.share.terms.cap = size.map(|size| cap(size, self.cap_day)).transpose()?;
+        let hours = self.hours.as_deref().map(str::parse).transpose().map_err(|error| Failure::config(format!("hours: {error}")))?;
+        line.share.terms.hours = hours.unwrap_or_default();
         Ok(line)
     }
 }
@@ -258,6 +377,33 @@ fn rate(name: &str, text: Option<&str>) -> Result<Option<Rate>, Failure> {
     text.map(str::parse).transpose().map_err(|error| Failure::config(format!("{name}: {error}")))
 }
 
+fn cap(size: Size, start_day: Option<u8>) -> Result<Cap, Failure> {
+    let start_day = start_day.unwrap_or(1);
+    if !(1..=31).contains(&start_day) {
+        return Err(Failure::config("cap-day is a day of the month, from 1 to 31"));
+    }
+    Ok(Cap { size, start_day })
+}
+
+/// A span of time as people write it.
+fn parse_span(text: &str) -> Result<Duration, String> {
+    let complaint = || format!("`{text}` is no span of time: write 90s, 30m, 2h or 1d");
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(complaint()),
+    };
+    let number: u32 = number.parse().map_err(|_| complaint())?;
+    if number == 0 {
+        return Err(complaint());
+    }
+    Ok(Duration::from_secs(u64::from(number) * seconds))
+}
+
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
@@ -272,3 +418,5 @@ fn raise_open_files_limit() {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
+
+const PROGRAM: &str = "peer-relay";

@@ -71,6 +71,8 @@ pub struct Plan {
     pub finding: Finding,
     /// Whether the relays' weights are measured, in place of set by their lines' rates.
     pub measures: bool,
+    /// What the owners of the first lines share of them; all others share everything.
+    pub shares: Vec<peer_relay::ShareConfig>,
     /// The relays that run from the start. The first proxy finds all; the others are for [`Neighbourhood::start_relay`].
     pub relays_at_start: usize,
 }
@@ -96,6 +98,9 @@ struct Relay {
     weights: Weights,
     /// Where it announces itself.
     announces_to: Option<SocketAddr>,
+    share: peer_relay::ShareConfig,
+    /// Where it keeps what it has carried.
+    state: PathBuf,
     program: Option<Program<peer_relay::Running>>,
 }
 
@@ -111,6 +116,7 @@ impl Plan {
             scheduler: proxy_local::config::Scheduler::default(),
             finding: Finding::default(),
             measures: false,
+            shares: Vec::new(),
             relays_at_start,
         }
     }
@@ -154,6 +160,8 @@ impl Neighbourhood {
                 address: SocketAddr::new(RELAY_IP, port),
                 weights: if plan.measures { Weights::default() } else { weights(&plan.scene, line) },
                 announces_to: (plan.finding == Finding::Heard).then_some(announce_to),
+                share: plan.shares.get(index).cloned().unwrap_or_default(),
+                state: directory.path().join("relays"),
                 program: None,
             });
             lines.push(handle);
@@ -295,6 +303,11 @@ impl Neighbourhood {
         Ok(port)
     }
 
+    /// A relay, if it runs: to ask and to command it.
+    pub fn relay(&self, index: usize) -> Option<&peer_relay::Running> {
+        self.relays[index].program.as_ref().map(Program::running)
+    }
+
     /// Where a relay is or will be.
     pub fn relay_address(&self, index: usize) -> SocketAddr {
         self.relays[index].address
@@ -366,9 +379,11 @@ impl Relay {
             config.announce.multicast = false;
             config.announce.unicast = self.announces_to.into_iter().collect();
             config.drain = RELAY_DRAIN_TIME;
+            config.state = Some(self.state.clone());
             for line in &mut config.lines {
                 line.lan_bind = Some(self.address);
                 line.weights = self.weights;
+                line.share = self.share.clone();
             }
             let name = self.profile.identity.name.to_string();
             self.program = Some(Program::start(name, move |shutdown| peer_relay::start(config, shutdown)).await?);

@@ -137,6 +137,49 @@ pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     toml::from_str(&text).map_err(|problem| FileError::Config { path: path.into(), problem: Box::new(problem) })
 }
 
+/// Puts `text` in place of the file at `path`, whole or not at all, readable for its owner alone; the directory is made.
+///
+/// # Errors
+/// If it can't be written there.
+pub fn replace_secret(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write;
+
+    if let Some(directory) = path.parent() {
+        make_directory(directory)?;
+    }
+    let beside = path.with_extension("new");
+    let mut file = create_secret(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_data()?;
+    std::fs::rename(&beside, path)
+}
+
+#[cfg(unix)]
+fn make_directory(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+#[cfg(not(unix))]
+fn make_directory(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)
+}
+
+#[cfg(unix)]
+fn create_secret(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    // One that a crash has left may be anybody's.
+    let _ = std::fs::remove_file(path);
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
+#[cfg(not(unix))]
+fn create_secret(path: &Path) -> io::Result<File> {
+    File::create(path)
+}
+
 fn open(path: &Path, hint: &'static str) -> Result<File, FileError> {
     File::open(path).map_err(|problem| match problem.kind() {
         io::ErrorKind::NotFound => FileError::Missing { path: path.into(), hint },

@@ -7,8 +7,11 @@
 //! * [`StateFile`]: what is remembered from one run to the next.
 //! * [`NetworkWatch`]: whether this PC's network is another, or it has slept.
 //! * [`admin`]: the HTTP endpoint behind `status`.
+//! * `control`: the Unix socket by which the owner commands a program.
 
 pub mod admin;
+#[cfg(unix)]
+pub mod control;
 mod failure;
 mod files;
 mod logging;
@@ -17,7 +20,7 @@ mod shutdown;
 mod state;
 
 pub use failure::{Exit, Failure, bind_failure, conclude};
-pub use files::{FileError, read_config, read_profile, read_secret};
+pub use files::{FileError, read_config, read_profile, read_secret, replace_secret};
 pub use logging::{LogFormat, init_logging};
 pub use network::{NetworkChange, NetworkWatch};
 pub use shutdown::{Reloads, Shutdown, reload_on_hangup, shutdown_on_signals};

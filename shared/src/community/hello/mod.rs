@@ -137,6 +137,15 @@ pub enum HelloRefusal {
     /// The certificate is not that of a user of this LAN, or the signature is wrong.
     #[error("the relay does not accept this certificate: check that both PCs' clocks are right and ask for a new profile")]
     NotAMember = 8,
+    /// The line's owner has taken it back.
+    #[error("its owner has paused this line")]
+    Paused = 10,
+    /// It is not the time of day at which the line is shared.
+    #[error("this line is not shared at this time of day")]
+    OutsideHours = 11,
+    /// The line has carried what its owner shares a month.
+    #[error("this line has carried all that its owner shares this month")]
+    CapReached = 12,
 }
 
 impl HelloRefusal {
@@ -340,6 +349,9 @@ impl TryFrom<u8> for HelloRefusal {
             6 => Self::WrongLine,
             7 => Self::WrongAddress,
             8 => Self::NotAMember,
+            10 => Self::Paused,
+            11 => Self::OutsideHours,
+            12 => Self::CapReached,
             _ => return Err(WireError::Value("refusal")),
         })
     }
