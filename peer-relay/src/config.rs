@@ -12,7 +12,11 @@ use shared::{
     service::{Failure, StateFile},
 };
 
-use crate::{announcer::AnnounceConfig, line::WanBinding, share::ShareConfig};
+use crate::{
+    announcer::AnnounceConfig,
+    line::{DEFAULT_PORT, WanBinding},
+    share::ShareConfig,
+};
 
 /// A relay's configuration.
 #[derive(Clone, Debug)]
@@ -21,6 +25,8 @@ pub struct Config {
     pub profile: Profile,
     /// Its lines, 1 to [`LINES_MAX`], of distinct numbers.
     pub lines: Vec<LineConfig>,
+    /// The port on the LAN of the first line that is given none; the following lines take the following ports. Default 7654.
+    pub first_port: u16,
     /// How it announces itself.
     pub announce: AnnounceConfig,
     /// Addresses under which users reach the relay beside its own, behind a port forwarding. Default none.
@@ -62,6 +68,7 @@ impl Config {
         Self {
             profile,
             lines: vec![LineConfig::new(LineNumber(1))],
+            first_port: DEFAULT_PORT,
             announce: AnnounceConfig::default(),
             also_reached_as: Vec::new(),
             clients_max: AdmissionConfig::CLIENTS_MAX,
@@ -71,6 +78,17 @@ impl Config {
             admin: None,
             control: Vec::new(),
         }
+    }
+
+    /// The same for the relay's membership of another LAN, the `place`-th from 0: the ports that are given follow those of the LANs before.
+    pub fn for_lan(&self, profile: Profile, place: u16) -> Self {
+        let offset = place.saturating_mul(self.lines.len() as u16);
+        let mut config = Self { profile, first_port: self.first_port.saturating_add(offset), ..self.clone() };
+        for line in &mut config.lines {
+            line.lan_bind = line.lan_bind.map(|bind| follow(bind, offset));
+        }
+        config.admin = config.admin.map(|admin| follow(admin, place));
+        config
     }
 
     /// Where line `number` is remembered.
@@ -102,6 +120,12 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The address so many ports on; one that the system chooses is chosen again.
+fn follow(address: SocketAddr, ports: u16) -> SocketAddr {
+    let port = if address.port() == 0 { 0 } else { address.port().saturating_add(ports) };
+    SocketAddr::new(address.ip(), port)
 }
 
 impl LineConfig {

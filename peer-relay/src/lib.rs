@@ -150,7 +150,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let start = Start { config: &config, store, shutdown: &shutdown };
     let (mut tasks, mut lines, mut to_announce) = (JoinSet::new(), Vec::new(), Vec::new());
     let addresses = watch::Sender::default();
-    for (line, default_port) in config.lines.iter().zip(DEFAULT_PORT..) {
+    for (line, default_port) in config.lines.iter().zip(config.first_port..) {
         let (login, upstream) = Login::new(&config.profile, line.number, line.wan.clone()).map_err(unusable)?;
         let weights = LineWeights::new(line.weights, config.state_file(line.number));
         let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: weights.watch() };
@@ -192,6 +192,22 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let announcer = Announcer::new(config.announce, signer, to_announce, addresses);
     let announcer = Some(tasks.spawn(announcer.run(shutdown.clone())));
     Ok(Running { lines, admin_address, control_path, tasks, announcer, drain: config.drain, shutdown })
+}
+
+/// Runs a relay for each LAN that it is a member of, until `shutdown` asks them to stop and they have drained.
+///
+/// # Errors
+/// As [`start`], for any of them.
+pub async fn run_all(configs: Vec<Config>, shutdown: Shutdown) -> anyhow::Result<()> {
+    let mut relays = JoinSet::new();
+    for config in configs {
+        let running = start(config, shutdown.clone()).await?;
+        relays.spawn(running.wait());
+    }
+    while let Some(ended) = relays.join_next().await {
+        ended.context("a relay failed")??;
+    }
+    Ok(())
 }
 
 /// Runs a relay until `shutdown` asks it to stop and it has drained.

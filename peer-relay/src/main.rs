@@ -13,7 +13,7 @@ use serde::Deserialize;
 use shared::{
     community::{
         hello::LineNumber,
-        member::Role,
+        member::{Identity, Role},
         weight::{LineWeight, Weight},
     },
     service::{
@@ -84,9 +84,10 @@ struct Settings {
     /// Read settings from a TOML file: the same names, without dashes in front. Flags go before the file.
     #[arg(short = 'c', value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The relay's profile, made with `reconst relay add`.
+    /// The relay's profile, made with `reconst relay add`; once for each LAN. With several, the ports of --lan-bind and --admin and the path of --control are the
+    /// first LAN's and the others follow; shares are for each LAN.
     #[arg(long, value_name = "FILE")]
-    profile: Option<PathBuf>,
+    profile: Vec<PathBuf>,
     /// Where users reach the relay on the LAN [default: port 7654 on every address].
     #[arg(long, value_name = "IP:PORT")]
     lan_bind: Option<SocketAddr>,
@@ -135,7 +136,7 @@ struct Settings {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct SettingsFile {
-    profile: Option<PathBuf>,
+    profile: Profiles,
     lan_bind: Option<SocketAddr>,
     wan_bind: Option<IpAddr>,
     wan_interface: Option<String>,
@@ -159,6 +160,20 @@ struct SettingsFile {
     drain_seconds: Option<u64>,
     /// The lines, where there are several.
     line: Vec<LineFile>,
+}
+
+/// One profile or several, as a file names them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Profiles {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
 }
 
 /// One of several lines as a file holds it, in a table `[[line]]`.
@@ -193,10 +208,10 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(settings) => {
-            let (config, log_format) = settings.resolve()?;
+            let (configs, log_format) = settings.resolve()?;
             init_logging(log_format);
             raise_open_files_limit();
-            runtime()?.block_on(async { peer_relay::run(config, shutdown_on_signals()).await })
+            runtime()?.block_on(async { peer_relay::run_all(configs, shutdown_on_signals()).await })
         }
         Command::Status { admin: Some(admin), .. } => {
             let status = runtime()?.block_on(admin::fetch(admin, "/status")).map_err(|error| Failure::unavailable(error.to_string()))?;
@@ -213,10 +228,12 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Resume { line, which } => print_held(&which.ask(false, "resume", Arguments { line, seconds: None })?),
         Command::Check(settings) => {
-            let (config, _) = settings.resolve()?;
-            config.check()?;
-            let lines: Vec<String> = config.lines.iter().map(|line| line.wan.to_string()).collect();
-            println!("ok: {} would lend {}", config.profile.identity, lines.join(", "));
+            let (configs, _) = settings.resolve()?;
+            for config in configs {
+                config.check()?;
+                let lines: Vec<String> = config.lines.iter().map(|line| line.wan.to_string()).collect();
+                println!("ok: {} would lend {}", config.profile.identity, lines.join(", "));
+            }
             Ok(())
         }
         Command::Completions { shell } => {
@@ -266,11 +283,20 @@ fn print_held(status: &str) -> anyhow::Result<()> {
 }
 
 impl Settings {
-    fn resolve(self) -> anyhow::Result<(Config, LogFormat)> {
+    /// The configurations for each LAN.
+    fn resolve(self) -> anyhow::Result<(Vec<Config>, LogFormat)> {
         let file: SettingsFile = self.config.as_deref().map(read_config).transpose()?.unwrap_or_default();
-        let profile = self.profile.or_else(|| file.profile.map(|path| beside(self.config.as_deref(), path)));
-        let profile = profile.ok_or_else(|| Failure::usage("no profile: name the relay's with --profile FILE"))?;
-        let mut config = Config::new(read_profile(&profile, Role::Relay, "peer-relay")?);
+        let of_file = match file.profile {
+            Profiles::One(path) => vec![path],
+            Profiles::Several(paths) => paths,
+        };
+        let of_file: Vec<_> = of_file.into_iter().map(|path| beside(self.config.as_deref(), path)).collect();
+        let paths = if self.profile.is_empty() { of_file } else { self.profile };
+        let profiles: Vec<_> = paths.iter().map(|path| read_profile(path, Role::Relay, "peer-relay")).collect::<Result<_, _>>()?;
+        let Some(first) = profiles.first() else {
+            return Err(Failure::usage("no profile: name the relay's with --profile FILE").into());
+        };
+        let mut config = Config::new(first.clone());
 
         let is_by_flag = self.wan_bind.is_some() || self.wan_interface.is_some();
         let (wan_bind, wan_interface) = if is_by_flag { (self.wan_bind, self.wan_interface) } else { (file.wan_bind, file.wan_interface) };
@@ -304,14 +330,6 @@ impl Settings {
 
         let of_file = file.state.map(|path| beside(self.config.as_deref(), path));
         config.state = self.state.or(of_file).or_else(default_folder);
-        config.control = match self.control.or(file.control) {
-            Some(path) => vec![path],
-            None => {
-                let identity = &config.profile.identity;
-                let name = format!("{PROGRAM}-{}-{}.sock", identity.lan.0, identity.name);
-                control::directories().into_iter().map(|directory| directory.join(&name)).collect()
-            }
-        };
         config.admin = self.admin.or(file.admin);
         config.announce.multicast = file.announce.unwrap_or(config.announce.multicast);
         config.announce.unicast = file.announce_to;
@@ -325,7 +343,13 @@ impl Settings {
             (None, Some(format)) => format.parse()?,
             (None, None) => LogFormat::default(),
         };
-        Ok((config, log_format))
+        let mut control = self.control.or(file.control);
+        let for_lan = |(profile, place)| {
+            let mut config = config.for_lan(profile, place);
+            config.control = control.take().map_or_else(|| default_control(&config.profile.identity), |path| vec![path]);
+            config
+        };
+        Ok((profiles.into_iter().zip(0..).map(for_lan).collect(), log_format))
     }
 }
 
@@ -358,6 +382,12 @@ impl LineFile {
         line.share.terms.hours = hours.unwrap_or_default();
         Ok(line)
     }
+}
+
+/// Where a relay's control socket may be.
+fn default_control(identity: &Identity) -> Vec<PathBuf> {
+    let name = format!("{PROGRAM}-{}-{}.sock", identity.lan.0, identity.name);
+    control::directories().into_iter().map(|directory| directory.join(&name)).collect()
 }
 
 /// A path in a configuration file is relative to the file.

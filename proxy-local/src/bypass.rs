@@ -90,6 +90,14 @@ impl Rules {
 }
 
 impl Exception {
+    /// Whether it holds `host`, as the application wrote it.
+    pub fn has(&self, host: &Host) -> bool {
+        match host {
+            Host::Name(name) => self.has_name(name),
+            Host::Ip(ip) => self.has_ip(*ip),
+        }
+    }
+
     fn has_name(&self, name: &str) -> bool {
         matches!(self, Self::Domain(domain) if is_under(name, domain))
     }

@@ -18,8 +18,9 @@ use shared::{
 };
 
 use crate::{
-    bypass::{Bypass, Exception},
+    bypass::{Bypass, Exception, ExceptionError},
     inbound::{Limits, Rules, auth::Credentials},
+    outbound::placed::Rule,
 };
 
 /// All that `proxy-local` needs to know to start.
@@ -31,6 +32,8 @@ pub struct Config {
     pub listen: Vec<Bind>,
     /// Relays to use beside those that are found by announcement.
     pub relays: Vec<SocketAddr>,
+    /// Which LAN takes which flows, the first that fits; those that none fits go where there is room.
+    pub placement: Vec<Rule>,
     /// Whether relays are used that announce themselves, or that `reconst` tells of.
     pub discover: bool,
     /// Where announcements are listened for.
@@ -124,6 +127,9 @@ pub struct Options {
     /// How chunks are spread over the lines [default: adaptive]
     #[arg(long, value_enum)]
     scheduler: Option<Scheduler>,
+    /// Which LAN takes which flows: tables with `to`, `port` and `lan`
+    #[arg(skip)]
+    rule: Vec<RuleFile>,
     /// Where `status` is answered [default: 127.0.0.1:1081 if free]
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<String>,
@@ -148,6 +154,28 @@ pub struct Options {
     /// How the log is written: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
+}
+
+/// A rule as a file holds it.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RuleFile {
+    /// A network or a domain; all destinations if it is left out.
+    to: Option<String>,
+    /// All ports if it is left out.
+    port: Option<u16>,
+    /// The LAN's name.
+    lan: String,
+}
+
+impl RuleFile {
+    fn resolve(&self, profiles: &[Profile]) -> anyhow::Result<Rule> {
+        let lan = profiles.iter().map(|profile| &profile.lan_name).find(|name| name.as_str() == self.lan);
+        let lan = lan.ok_or_else(|| Failure::config(format!("a rule sends flows to LAN `{}`, of which there is no profile", self.lan)))?;
+        let to = self.to.as_deref().map(str::parse).transpose();
+        let to = to.map_err(|error: ExceptionError| Failure::config(format!("in a rule, to = {error}")))?;
+        Ok(Rule { to, port: self.port, lan: lan.clone() })
+    }
 }
 
 /// On or off.
@@ -178,6 +206,7 @@ impl Options {
             missed_announces: self.missed_announces.or(file.missed_announces),
             state: self.state.or(file.state),
             early_answers: self.early_answers.or(file.early_answers),
+            rule: file.rule,
             scheduler: self.scheduler.or(file.scheduler),
             admin: self.admin.or(file.admin),
             credentials: self.credentials.or(file.credentials),
@@ -219,7 +248,8 @@ impl Options {
         if self.profile.is_empty() {
             return Err(Failure::usage("no profile: give the one you got from whoever runs `reconst` with --profile FILE").into());
         }
-        let profiles = self.profile.iter().map(|path| usable_profile(path)).collect::<anyhow::Result<_>>()?;
+        let profiles: Vec<Profile> = self.profile.iter().map(|path| usable_profile(path)).collect::<anyhow::Result<_>>()?;
+        let placement = self.rule.iter().map(|rule| rule.resolve(&profiles)).collect::<anyhow::Result<_>>()?;
         let limits = Limits {
             connections: at_least_one(self.max_connections.unwrap_or(Limits::default().connections))?,
             drain: self.drain_seconds.map_or(Limits::default().drain, Duration::from_secs),
@@ -229,6 +259,7 @@ impl Options {
         Ok(Config {
             profiles,
             listen,
+            placement,
             relays: self.relay.iter().map(|text| relay(text)).collect::<anyhow::Result<_>>()?,
             discover: !matches!(self.discover, Some(Switch::Off)),
             announce_listen: self
@@ -264,6 +295,7 @@ impl Config {
             profiles,
             listen: default_listen(),
             relays: Vec::new(),
+            placement: Vec::new(),
             discover: true,
             announce_listen: DEFAULT_ANNOUNCE_LISTEN,
             missed_max: RosterConfig::default().missed_max,

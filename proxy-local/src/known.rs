@@ -126,6 +126,22 @@ impl Known {
     }
 }
 
+impl Shown {
+    /// Both LANs' relays.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        let ListenerCounters { accepted, malformed, foreign, stale, forged, excess } = other.announcements;
+        let own = &mut self.announcements;
+        own.accepted += accepted;
+        own.malformed += malformed;
+        own.foreign += foreign;
+        own.stale += stale;
+        own.forged += forged;
+        own.excess += excess;
+        self.roster.extend(other.roster);
+        self
+    }
+}
+
 impl Follower {
     async fn run(&mut self) {
         let mut lines = match &self.discovery {

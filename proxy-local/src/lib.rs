@@ -15,7 +15,7 @@ use std::{
 
 use serde::Serialize;
 use shared::{
-    community::{profile::Profile, roster::RosterConfig},
+    community::{member::Name, profile::Profile, roster::RosterConfig},
     link::tls::MemberVerifier,
     service::{Failure, Shutdown, StateFile, admin, bind_failure},
 };
@@ -27,7 +27,12 @@ use tokio::{
 use discovery::{Discovery, DiscoveryConfig};
 use inbound::{Front, InboundStatus};
 use known::{Known, Shown};
-use outbound::{Outbound, routed::Routed, session::SessionOutbound};
+use outbound::{
+    Outbound,
+    placed::{Placed, PlacedLan},
+    routed::Routed,
+    session::SessionOutbound,
+};
 use paths::{PathReport, Paths, RelayProblem};
 
 pub mod bypass;
@@ -50,12 +55,13 @@ pub struct Running {
     reloader: Reloader,
     serving: JoinHandle<()>,
     answering: Option<AbortHandle>,
-    lan: Option<Lan>,
+    lans: Vec<Lan>,
 }
 
 /// A LAN that this PC is a member of.
 #[derive(Clone, Debug)]
 struct Lan {
+    name: Name,
     paths: Paths,
     known: Known,
 }
@@ -67,7 +73,9 @@ pub struct Status {
     pub listen: Vec<SocketAddr>,
     /// The applications' side.
     pub inbound: InboundStatus,
-    /// The paths to `reconst`, in the order in which they joined.
+    /// The LANs that this PC is a member of.
+    pub lans: Vec<Name>,
+    /// The paths to `reconst`, by LAN in the order in which they joined.
     pub paths: Vec<PathReport>,
     /// The relays that are known otherwise than by name.
     #[serde(flatten)]
@@ -112,20 +120,26 @@ impl Reloader {
 /// # Errors
 /// If an address can't be bound.
 pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
-    let [profile] = &config.profiles[..] else {
-        return Err(Failure::usage("one profile at a time: start a proxy-local for each LAN, each with its own --listen").into());
-    };
-    let paths = Paths::new(profile, config.scheduler.into())?;
-    for &relay in &config.relays {
-        paths.add_relay(relay, true);
+    if config.profiles.is_empty() {
+        return Err(Failure::usage("no profile: a proxy needs at least one LAN").into());
     }
-    let known = Known::default();
-    let discovery = config.discover.then(|| listen_for_relays(profile, &config)).transpose()?.flatten();
-    let name = format!("proxy-{}-{}.toml", profile.identity.lan, profile.identity.name);
-    let state = config.state.as_deref().and_then(|folder| StateFile::new(Some(folder), &name));
-    known.follow(paths.clone(), discovery, state, shutdown.clone());
-    let session = SessionOutbound::new(paths.clone(), config.early_answers);
-    serve(config, session, Some(Lan { paths, known }), shutdown).await
+    let (mut lans, mut placed) = (Vec::new(), Vec::new());
+    for profile in &config.profiles {
+        let paths = Paths::new(profile, config.scheduler.into())?;
+        for &relay in &config.relays {
+            paths.add_relay(relay, true);
+        }
+        let known = Known::default();
+        let discovery = config.discover.then(|| listen_for_relays(profile, &config)).transpose()?.flatten();
+        let name = format!("proxy-{}-{}.toml", profile.identity.lan, profile.identity.name);
+        let state = config.state.as_deref().and_then(|folder| StateFile::new(Some(folder), &name));
+        known.follow(paths.clone(), discovery, state, shutdown.clone());
+        let session = SessionOutbound::new(paths.clone(), config.early_answers);
+        placed.push(PlacedLan { name: profile.lan_name.clone(), paths: paths.clone(), session });
+        lans.push(Lan { name: profile.lan_name.clone(), paths, known });
+    }
+    let rules = config.placement.clone();
+    serve(config, Placed::new(placed, rules), lans, shutdown).await
 }
 
 /// As [`start`], with `session` in place of the session with `reconst`.
@@ -133,10 +147,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
 /// # Errors
 /// If an address can't be bound.
 pub async fn start_with<S: Outbound>(config: Config, session: S, shutdown: Shutdown) -> anyhow::Result<Running> {
-    serve(config, session, None, shutdown).await
+    serve(config, session, Vec::new(), shutdown).await
 }
 
-async fn serve<S: Outbound>(config: Config, session: S, lan: Option<Lan>, shutdown: Shutdown) -> anyhow::Result<Running> {
+async fn serve<S: Outbound>(config: Config, session: S, lans: Vec<Lan>, shutdown: Shutdown) -> anyhow::Result<Running> {
     let mut listeners = Vec::new();
     for bind in &config.listen {
         listeners.extend(listener(*bind, "--listen").await?);
@@ -152,13 +166,14 @@ async fn serve<S: Outbound>(config: Config, session: S, lan: Option<Lan>, shutdo
     let routed = Routed::new(session, config.bypass());
     let front = Arc::new(Front::new(routed, config.rules(), config.limits, shutdown.clone()));
     let report = {
-        let (front, listen, lan) = (Arc::clone(&front), listen.clone(), lan.clone());
+        let (front, listen, lans) = (Arc::clone(&front), listen.clone(), lans.clone());
         Report(Arc::new(move || Status {
             listen: listen.clone(),
             inbound: front.status(),
-            paths: lan.as_ref().map(|lan| lan.paths.report()).unwrap_or_default(),
-            known: lan.as_ref().map(|lan| lan.known.shown()).unwrap_or_default(),
-            problems: lan.as_ref().map(|lan| lan.paths.problems()).unwrap_or_default(),
+            lans: lans.iter().map(|lan| lan.name.clone()).collect(),
+            paths: lans.iter().flat_map(|lan| lan.paths.report()).collect(),
+            known: lans.iter().map(|lan| lan.known.shown()).fold(Shown::default(), Shown::and),
+            problems: lans.iter().flat_map(|lan| lan.paths.problems()).collect(),
         }))
     };
     let answering = admin_listener.map(|listener| {
@@ -167,12 +182,12 @@ async fn serve<S: Outbound>(config: Config, session: S, lan: Option<Lan>, shutdo
         tokio::spawn(admin::serve(listener, status, shutdown)).abort_handle()
     });
     let reloader = {
-        let (front, lan) = (Arc::clone(&front), lan.clone());
-        Reloader(Arc::new(move |new| reload(&front, lan.as_ref(), &config.listen, new)))
+        let (front, lans) = (Arc::clone(&front), lans.clone());
+        Reloader(Arc::new(move |new| reload(&front, &lans, &config.listen, new)))
     };
     tracing::info!(?listen, ?admin, "proxy ready");
     let serving = tokio::spawn(inbound::mixed::serve(listeners, front));
-    Ok(Running { listen, admin, report, reloader, serving, answering, lan })
+    Ok(Running { listen, admin, report, reloader, serving, answering, lans })
 }
 
 /// Starts, then waits for the end.
@@ -213,15 +228,15 @@ impl Running {
         if let Some(answering) = &self.answering {
             answering.abort();
         }
-        if let Some(lan) = &self.lan {
+        for lan in &self.lans {
             lan.paths.close();
         }
         Ok(served?)
     }
 
-    /// The paths to `reconst`: relays can be added and the lines' figures read. None under [`start_with`].
+    /// The paths to the first LAN's `reconst`: relays can be added and the lines' figures read. None under [`start_with`].
     pub fn paths(&self) -> Option<&Paths> {
-        self.lan.as_ref().map(|lan| &lan.paths)
+        self.lans.first().map(|lan| &lan.paths)
     }
 }
 
@@ -243,13 +258,13 @@ fn listen_for_relays(profile: &Profile, config: &Config) -> anyhow::Result<Optio
     }
 }
 
-fn reload<S: Outbound>(front: &Front<Routed<S>>, lan: Option<&Lan>, listen: &[Bind], config: Config) -> Result<(), Failure> {
+fn reload<S: Outbound>(front: &Front<Routed<S>>, lans: &[Lan], listen: &[Bind], config: Config) -> Result<(), Failure> {
     if config.listen != listen {
         return Err(Failure::config("the addresses to listen on changed: restart proxy-local for that"));
     }
     front.set_rules(config.rules());
     front.outbound().set_bypass(config.bypass());
-    if let Some(lan) = lan {
+    for lan in lans {
         config.relays.iter().for_each(|&relay| lan.paths.add_relay(relay, true));
     }
     Ok(())

@@ -283,6 +283,14 @@ impl Paths {
         }
     }
 
+    /// How loaded the session is: open flows per bit per second of its paths; none without a path in service.
+    pub fn load(&self) -> Option<f64> {
+        let session = self.session();
+        let active = session.path_status().into_iter().filter(|path| path.state == PathState::Active);
+        let rates: Vec<f64> = active.map(|path| path.capacity.unwrap_or(UNKNOWN_CAPACITY)).collect();
+        (!rates.is_empty()).then(|| (session.open_flows() + 1) as f64 / rates.iter().sum::<f64>())
+    }
+
     /// The paths that have joined.
     pub fn report(&self) -> Vec<PathReport> {
         let state = self.inner.lock();
@@ -323,13 +331,11 @@ impl Paths {
 impl Current {
     fn new(policy: Policy, next_path: u32) -> Self {
         let limits = Limits { keep_alive: Some(KEEP_ALIVE), ..Limits::default() };
-        Self {
-            handle: SessionHandle::new(Side::Proxy, policy, limits),
-            id: SessionId(rand::rng().random()),
-            secret: SessionSecret(rand::rng().random()),
-            incarnation: None,
-            next_path,
+        let handle = SessionHandle::new(Side::Proxy, policy, limits);
+        if policy != Policy::default() {
+            handle.ask_policy(policy);
         }
+        Self { handle, id: SessionId(rand::rng().random()), secret: SessionSecret(rand::rng().random()), incarnation: None, next_path }
     }
 }
 
@@ -459,6 +465,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// How long a handshake through a relay may take: ten of its round trips over a modem.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// What a path is taken to carry before it has been measured, bytes per second: a slow DSL line.
+const UNKNOWN_CAPACITY: f64 = 250_000.0;
 
 /// Orders that a keeper has not read yet; it reads them at once.
 const ORDERS_MAX: usize = 8;

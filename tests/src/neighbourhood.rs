@@ -53,6 +53,7 @@ pub struct Neighbourhood {
     content: ContentServer,
     registrar: reconst::provision::Registrar,
     user: Profile,
+    announce_to: SocketAddr,
     directory: TempDir,
 }
 
@@ -188,6 +189,7 @@ impl Neighbourhood {
             content,
             registrar,
             user,
+            announce_to,
             directory,
         };
         neighbourhood.proxy.wait_for_paths(plan.relays_at_start).await?;
@@ -289,16 +291,40 @@ impl Neighbourhood {
         self.reconst.as_ref().map(Program::running)
     }
 
-    /// Moves the LAN to another data port, which is opened on each line first.
+    /// Where its first proxy hears announcements, if it does.
+    pub fn announce_address(&self) -> SocketAddr {
+        self.announce_to
+    }
+
+    /// Adds a second LAN, whose data port is open on each line, and waits until it is served.
     ///
     /// # Errors
-    /// If no port is free, or `reconst` does not know the LAN.
-    pub async fn move_data_port(&self) -> anyhow::Result<u16> {
+    /// If no port is free, or there is such a LAN.
+    pub async fn add_lan(&self, lan: &Name, id: LanId) -> anyhow::Result<()> {
+        let port = self.open_port()?;
+        self.registrar.add_lan(lan, Some(id), Some(port)).await?;
+        while self.reconst().is_some_and(|reconst| reconst.data_addr(id).is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// A port of `reconst`'s that is free and open on each line.
+    fn open_port(&self) -> anyhow::Result<u16> {
         let ips: Vec<IpAddr> = self.lines.iter().map(LineHandle::ip).chain([RECONST_IP]).collect();
         let port = take_port(&ips).context("no free UDP port for the LAN")?;
         for line in &self.lines {
             line.open(SocketAddr::new(RECONST_IP, port))?;
         }
+        Ok(port)
+    }
+
+    /// Moves the LAN to another data port, which is opened on each line first.
+    ///
+    /// # Errors
+    /// If no port is free, or `reconst` does not know the LAN.
+    pub async fn move_data_port(&self) -> anyhow::Result<u16> {
+        let port = self.open_port()?;
         self.registrar.move_lan(&name("elm"), port).await?;
         Ok(port)
     }

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use common::{progress, scene_of, unequal_scene, until, within};
 use neighbourhood::{
-    load::Client,
+    load::{Client, Via},
     neighbourhood::{Finding, Neighbourhood, Plan},
 };
 use peer_relay::{LineConfig, WanBinding};
+use proxy_local::outbound::placed::Rule;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use shared::{
     community::{hello::LineNumber, profile::Profile, weight::Origin},
+    ids::LanId,
     service::Shutdown,
 };
 use tokio::task::JoinSet;
@@ -147,6 +149,45 @@ async fn churn(span: Duration) {
     }
     println!("{changes} changes under {transfers} transfers, all exact");
     assert!(transfers >= 20);
+}
+
+#[tokio::test]
+async fn two_lans_on_one_wire_don_t_hear_each_other_and_a_member_of_both_uses_either() {
+    let neighbourhood = start(Plan { finding: Finding::Heard, relays_at_start: 1, ..Plan::new(unequal_scene()) }).await;
+    let (oak, member) = ("oak".parse().unwrap(), "user1".parse().unwrap());
+    neighbourhood.add_lan(&oak, LanId(16)).await.unwrap();
+    let relay = neighbourhood.registrar().add_relay(&oak, &"oak-pc".parse().unwrap()).await.unwrap();
+    let mut config = peer_relay::Config::new(Profile { reconst: neighbourhood.relay_profile(1).reconst.clone(), ..relay });
+    config.announce.multicast = false;
+    config.announce.unicast = vec![neighbourhood.announce_address()];
+    config.lines[0].lan_bind = Some(([127, 0, 0, 1], 0).into());
+    let relay = peer_relay::start(config, Shutdown::new()).await.unwrap();
+    until("the other LAN's announcements are heard", || neighbourhood.proxy().status().known.announcements.foreign > 0).await;
+    let status = neighbourhood.proxy().status();
+    assert!(status.paths.iter().all(|path| path.route.relay == "relay1") && status.known.roster.len() == 1, "{status:?}");
+
+    let of_oak = neighbourhood.registrar().add_user(&oak, &member, &Default::default()).await.unwrap();
+    let config = |placement| proxy_local::Config {
+        listen: vec![proxy_local::Bind { address: ([127, 0, 0, 1], 0).into(), is_required: true }],
+        relays: vec![neighbourhood.relay_address(0), relay.lan_addr()],
+        discover: false,
+        bypass: None,
+        placement,
+        ..proxy_local::Config::new(vec![neighbourhood.user().clone(), of_oak.clone()])
+    };
+    let to_oak = Rule { to: None, port: Some(neighbourhood.content().address().port()), lan: oak };
+    for (placement, lans_used) in [(vec![to_oak], 1), (vec![], 2)] {
+        let proxy = proxy_local::start(config(placement), Shutdown::new()).await.unwrap();
+        until("a path in each LAN", || proxy.status().paths.len() == 2).await;
+        let client = neighbourhood.client_of(Via::Socks5(proxy.listen_addresses()[0]));
+        let mut flows: JoinSet<_> = (0..4).map(|seed| download(&client, 300_000, seed)).collect();
+        while let Some(flow) = within(flows.join_next()).await {
+            flow.unwrap().unwrap().unwrap();
+        }
+        let paths = proxy.status().paths;
+        let used = paths.iter().filter(|path| path.down_bytes > 200_000).map(|path| path.route.relay.clone()).collect::<Vec<_>>();
+        assert!(used.len() == lans_used && used.contains(&"oak-pc".to_owned()), "{used:?} of {paths:?}");
+    }
 }
 
 #[tokio::test]

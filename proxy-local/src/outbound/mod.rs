@@ -8,6 +8,7 @@ use shared::target::{Refusal, Target};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub mod direct;
+pub mod placed;
 pub mod routed;
 pub mod session;
 

@@ -203,6 +203,11 @@ impl SessionHandle {
         self.lock().roster.subscribe()
     }
 
+    /// Asks the other end, `reconst`, to spread chunks by `policy`.
+    pub fn ask_policy(&self, policy: Policy) {
+        self.with(|state, _| state.core.ask_policy(policy));
+    }
+
     /// Tells the other end, a proxy, its LAN's roster.
     pub fn tell_roster(&self, lines: Bytes) {
         self.with(|state, _| state.core.tell_roster(lines));

@@ -7,11 +7,13 @@
 //! 0x10 roster: lines            the relays' lines of the proxy's LAN, as `community::listed` writes them; replaces what was told before
 //! 0x11 leave:  path, why (1)    nothing more goes out on the path, and nothing should: what is under way still counts
 //! 0x12 full:   path             the path's line has held the sender of this message back for the last seconds
+//! 0x13 policy: policy (1)       how a proxy wants `reconst` to spread chunks: 1 adaptive, 2 wrr, 3 rr, 4 redundant
 //! ```
 //! A message of an unknown type is skipped, so that newer ends may say more.
 
 use bytes::{Buf, BufMut, Bytes};
 
+use super::schedule::Policy;
 use crate::{
     ids::{FlowId, PathId},
     wire::{self, WireError},
@@ -45,6 +47,11 @@ pub enum Message {
     Full {
         /// The path.
         path: PathId,
+    },
+    /// How the sender of this message wants chunks spread that are sent to it.
+    Policy {
+        /// The policy.
+        policy: Policy,
     },
     /// The roster of the proxy's LAN.
     Roster {
@@ -85,6 +92,7 @@ const ABORT: u8 = 0x02;
 const ROSTER: u8 = 0x10;
 const LEAVE: u8 = 0x11;
 const FULL: u8 = 0x12;
+const POLICY: u8 = 0x13;
 
 impl Message {
     /// Appends the message.
@@ -109,6 +117,15 @@ impl Message {
             Self::Full { path } => {
                 body.put_u8(FULL);
                 wire::put_varint(&mut body, u64::from(path.0));
+            }
+            Self::Policy { policy } => {
+                body.put_u8(POLICY);
+                body.put_u8(match policy {
+                    Policy::Adaptive => 1,
+                    Policy::WeightedRoundRobin => 2,
+                    Policy::RoundRobin => 3,
+                    Policy::Redundant => 4,
+                });
             }
             Self::Roster { lines } => {
                 body.put_u8(ROSTER);
@@ -135,6 +152,13 @@ impl Message {
                 Ok(Some(Self::Abort { flow, code }))
             }
             ROSTER => Ok(Some(Self::Roster { lines: Bytes::copy_from_slice(body) })),
+            POLICY => Ok(match wire::take_u8(&mut body)? {
+                1 => Some(Self::Policy { policy: Policy::Adaptive }),
+                2 => Some(Self::Policy { policy: Policy::WeightedRoundRobin }),
+                3 => Some(Self::Policy { policy: Policy::RoundRobin }),
+                4 => Some(Self::Policy { policy: Policy::Redundant }),
+                _ => None,
+            }),
             FULL => Ok(Some(Self::Full { path: take_path(&mut body)? })),
             LEAVE => {
                 let path = take_path(&mut body)?;
@@ -199,6 +223,7 @@ mod tests {
             Message::Credit { flow: FlowId(0), limit: 1 },
             Message::Leave { path: PathId(300), why: Leaving::Moves },
             Message::Full { path: PathId(7) },
+            Message::Policy { policy: Policy::WeightedRoundRobin },
             Message::Roster { lines: Bytes::from_static(b"lines") },
         ];
         let mut bytes = Vec::new();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use shared::{
+    community::weight::Weight,
     ids::{FlowId, PathId},
     transfer::{
         path::PathState,
@@ -208,7 +209,10 @@ impl<'a> Run<'a> {
         world.set_timer_tick(trial.timer_tick);
         for (place, line) in trial.lines.iter().enumerate() {
             let number = world.add_line(line.up, line.down, trial.seed.wrapping_mul(1_000_003).wrapping_add(place as u64));
-            SIDES.into_iter().for_each(|side| world.join(side, PathId(place as u32), number, 1));
+            for side in SIDES {
+                let weight = Weight::of_rate(world.conditions(number, side).rate);
+                world.join(side, PathId(place as u32), number, weight.value().into());
+            }
         }
         let now = world.now();
         let mut run = Self {

@@ -90,6 +90,11 @@ impl Scheduler {
         Self { policy, turns: RoundRobin::default(), began: None }
     }
 
+    /// Follows another policy from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// The policy.
     pub fn policy(&self) -> Policy {
         self.policy

@@ -161,6 +161,8 @@ pub struct Session {
     leaves_owed: BTreeMap<PathId, Leaving>,
     /// Paths whose lines hold this end back.
     fulls_owed: BTreeSet<PathId>,
+    /// How the other end is to spread chunks.
+    policy_owed: Option<Policy>,
     /// The LAN's roster to tell, the newest.
     roster_owed: Option<Bytes>,
     /// The LAN's roster as it was told.
@@ -206,6 +208,7 @@ impl Session {
             aborts_owed: VecDeque::new(),
             leaves_owed: BTreeMap::new(),
             fulls_owed: BTreeSet::new(),
+            policy_owed: None,
             roster_owed: None,
             roster: Bytes::new(),
             grown: 0,
@@ -255,6 +258,11 @@ impl Session {
     /// Tells the other end, which is a proxy, its LAN's roster, as [`crate::community::listed`] writes it.
     pub fn tell_roster(&mut self, lines: Bytes) {
         self.roster_owed = Some(lines);
+    }
+
+    /// Asks the other end, which is `reconst`, to spread chunks by `policy`.
+    pub fn ask_policy(&mut self, policy: Policy) {
+        self.policy_owed = Some(policy);
     }
 
     /// The LAN's roster as the other end has told it; empty before it has.

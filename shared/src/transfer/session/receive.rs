@@ -100,6 +100,11 @@ impl Session {
                         path.counters.told_full += 1;
                     }
                 }
+                Message::Policy { policy } => {
+                    if self.side == Side::Reconst {
+                        self.scheduler.set_policy(policy);
+                    }
+                }
                 Message::Roster { lines } if self.side == Side::Proxy => {
                     self.roster = lines;
                     self.events.push_back(Event::Roster);

@@ -37,6 +37,7 @@ impl Session {
             && self.leaves_owed.is_empty()
             && self.fulls_owed.is_empty()
             && self.roster_owed.is_none()
+            && self.policy_owed.is_none()
         {
             return;
         }
@@ -55,6 +56,9 @@ impl Session {
             && let Some(path) = self.fulls_owed.pop_first()
         {
             Message::Full { path }.encode(&mut bytes);
+        }
+        if let Some(policy) = self.policy_owed.take() {
+            Message::Policy { policy }.encode(&mut bytes);
         }
         while bytes.len() < CONTROL_AHEAD as usize
             && let Some((flow, code)) = self.aborts_owed.pop_front()
