@@ -146,6 +146,8 @@ impl Login {
         let (mut weights, shutdown) = (line.announced.weights.clone(), line.shutdown.clone());
         let mut network = NetworkWatch::new();
         let mut traffic = Traffic::new(line);
+        let mut hold = line.announced.hold.clone();
+        let mut told = None;
         let mut is_leaving = false;
         loop {
             let is_due = tokio::select! {
@@ -166,8 +168,9 @@ impl Login {
                     }
                     false
                 }
-                _ = tick.tick() => !traffic.has_come_up(line),
+                _ = tick.tick() => !traffic.has_come_up(line) || told != Some(line.active()),
                 Ok(()) = weights.changed() => true,
+                Ok(()) = hold.changed() => true,
                 Ok(()) = line.addresses.changed() => true,
                 () = shutdown.draining(), if !is_leaving => {
                     is_leaving = true;
@@ -186,7 +189,9 @@ impl Login {
             };
             if is_due && !is_leaving && self.upstream.borrow().is_logged_in {
                 let mut message = Vec::new();
-                FromRelay::Active(line.active()).encode(&mut message);
+                let active = line.active();
+                FromRelay::Active(active.clone()).encode(&mut message);
+                told = Some(active);
                 send.write_all(&message).await.context("reconst closed the login")?;
             }
         }
