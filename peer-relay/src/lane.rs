@@ -32,6 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Lane {
     mode: AtomicU8,
+    gives_way: AtomicBool,
     shaper: Mutex<Shaper<Arc<Identity>, Parcel>>,
     /// Rung when the pump's next packet may leave at another time than it thinks.
     bell: Notify,
@@ -72,7 +73,7 @@ impl Lane {
     pub(crate) fn new(rate: Option<Rate>, now: Instant) -> Self {
         let mode = if rate.is_some() { SHAPED } else { DIRECT };
         let shaper = Shaper::new(rate.unwrap_or(UNLIMITED), now);
-        Self { mode: AtomicU8::new(mode), shaper: Mutex::new(shaper), bell: Notify::new() }
+        Self { mode: AtomicU8::new(mode), gives_way: AtomicBool::new(false), shaper: Mutex::new(shaper), bell: Notify::new() }
     }
 
     /// Forwards packets, now or in their turn, or drops them.
@@ -82,6 +83,27 @@ impl Lane {
             SHAPED => self.forward_in_turn(now, exit, packets),
             _ => exit.count(Sent { dropped: packets.count(), ..Sent::default() }),
         }
+    }
+
+    /// Forwards at this rate from now on, without any limit if it is `None`; it `gives_way` if that is for its owner's traffic.
+    pub(crate) fn set_rate(&self, now: Instant, rate: Option<Rate>, gives_way: bool) {
+        self.gives_way.store(gives_way, Ordering::Relaxed);
+        let mut shaper = self.lock();
+        if shaper.rate() == rate.unwrap_or(UNLIMITED) {
+            return;
+        }
+        shaper.set_rate(now, rate.unwrap_or(UNLIMITED));
+        send_due(&mut shaper, now);
+        if self.mode.load(Ordering::Relaxed) != CLOSED {
+            self.mode.store(if rate.is_some() { SHAPED } else { DIRECT }, Ordering::Release);
+        }
+        drop(shaper);
+        self.bell.notify_one();
+    }
+
+    /// Whether its rate is lower for now, so that its owner's traffic has room.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.gives_way.load(Ordering::Relaxed)
     }
 
     /// The rate, if there is one.

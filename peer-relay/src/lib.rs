@@ -33,10 +33,12 @@ mod client;
 mod command;
 mod config;
 mod forward;
+mod giving_way;
 mod lane;
 mod line;
 mod login;
 mod owner;
+mod probe;
 mod share;
 mod store;
 mod weights;
@@ -164,6 +166,9 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
             hold: running.owner.hold(),
         };
         let (interval, common) = (config.announce.interval, Arc::clone(&running.common));
+        if line.share.gives_way {
+            tasks.spawn(giving_way::run(Arc::clone(&common), line.share.clone(), login.standing()));
+        }
         let addresses = addresses.subscribe();
         tasks.spawn(login.run(LoginLine {
             announced: announced.clone(),

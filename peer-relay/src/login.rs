@@ -18,6 +18,7 @@ use shared::{
     community::{
         hello::LineNumber,
         login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, LineActive, Placement, VERSION},
+        probe::DATAGRAMS_BYTES,
         profile::Profile,
     },
     ids::LanId,
@@ -57,6 +58,8 @@ pub(crate) struct Login {
     line: LineNumber,
     binding: WanBinding,
     upstream: watch::Sender<Upstream>,
+    /// The connection that stands.
+    standing: watch::Sender<Option<quinn::Connection>>,
 }
 
 /// The line that a login is about.
@@ -84,8 +87,21 @@ impl Login {
         let mut config = quinn::ClientConfig::new(client_crypto(profile, LOGIN_ALPN)?);
         config.transport_config(Arc::new(transport()));
         let (upstream, receiver) = watch::channel(Upstream::default());
-        let login = Self { config, reconst: profile.reconst.clone(), lan: profile.identity.lan, line, binding, upstream };
+        let login = Self {
+            config,
+            reconst: profile.reconst.clone(),
+            lan: profile.identity.lan,
+            line,
+            binding,
+            upstream,
+            standing: watch::Sender::default(),
+        };
         Ok((login, receiver))
+    }
+
+    /// The connection, whenever one stands.
+    pub(crate) fn standing(&self) -> watch::Receiver<Option<quinn::Connection>> {
+        self.standing.subscribe()
     }
 
     /// Keeps the relay logged in until the future is dropped.
@@ -123,7 +139,9 @@ impl Login {
             .await
             .with_context(|| format!("reconst at {address} does not answer"))?
             .map_err(|error| explain(&error))?;
+        self.standing.send_replace(Some(connection.clone()));
         let ended = self.stay(&connection, address.ip(), line).await;
+        self.standing.send_replace(None);
         // Said to `reconst` if the line still works, so that it need not find out.
         connection.close(VarInt::from_u32(CloseCode::Leaving.code()), b"");
         ended
@@ -310,7 +328,8 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
         .receive_window(VarInt::from_u32(WINDOW_BYTES))
         .send_window(WINDOW_BYTES.into())
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(DATAGRAMS_BYTES))
+        .datagram_send_buffer_size(DATAGRAMS_BYTES);
     transport
 }
 

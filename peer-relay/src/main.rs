@@ -71,6 +71,14 @@ enum Command {
     },
 }
 
+/// A setting that is on or off.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Switch {
+    On,
+    Off,
+}
+
 /// Which of the relays that run on this PC.
 #[derive(Args)]
 struct Which {
@@ -118,6 +126,9 @@ struct Settings {
     /// Lend the line only at these hours, as in 22:00-07:00,12:00-13:00 [default: always].
     #[arg(long, value_name = "HOURS")]
     hours: Option<Hours>,
+    /// Whether to lend less while the owner's own transfers queue on the line: on or off [default: on].
+    #[arg(long, value_name = "on|off")]
+    give_way: Option<Switch>,
     /// Where to keep measured rates, what a line has used of its cap, and pauses [default: STATE_DIRECTORY, or tributary in XDG_STATE_HOME].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -147,6 +158,7 @@ struct SettingsFile {
     cap: Option<String>,
     cap_day: Option<u8>,
     hours: Option<String>,
+    give_way: Option<Switch>,
     state: Option<PathBuf>,
     control: Option<PathBuf>,
     admin: Option<SocketAddr>,
@@ -193,6 +205,7 @@ struct LineFile {
     cap: Option<String>,
     cap_day: Option<u8>,
     hours: Option<String>,
+    give_way: Option<Switch>,
 }
 
 fn main() -> ExitCode {
@@ -312,6 +325,7 @@ impl Settings {
             cap: file.cap,
             cap_day: self.cap_day.or(file.cap_day),
             hours: file.hours,
+            give_way: self.give_way.or(file.give_way),
         };
         let is_shared_by_flag = self.share_up.is_some() || self.share_down.is_some() || self.cap.is_some() || self.hours.is_some();
         if file.line.is_empty() {
@@ -358,6 +372,7 @@ impl LineFile {
         let binds = self.lan_bind.is_some() || self.wan_bind.is_some() || self.wan_interface.is_some();
         let weighs = self.weight_up.is_some() || self.weight_down.is_some();
         let shares = self.share_up.is_some() || self.share_down.is_some() || self.cap.is_some() || self.hours.is_some();
+        let shares = shares || self.give_way.is_some();
         !(binds || weighs || shares || self.cap_day.is_some())
     }
 
@@ -380,6 +395,7 @@ impl LineFile {
         line.share.terms.cap = size.map(|size| cap(size, self.cap_day)).transpose()?;
         let hours = self.hours.as_deref().map(str::parse).transpose().map_err(|error| Failure::config(format!("hours: {error}")))?;
         line.share.terms.hours = hours.unwrap_or_default();
+        line.share.gives_way = self.give_way != Some(Switch::Off);
         Ok(line)
     }
 }

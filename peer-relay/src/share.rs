@@ -8,7 +8,7 @@ use shared::{share::allowance::Terms, units::Rate};
 use crate::lane::Lane;
 
 /// What the owner of a line shares of it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ShareConfig {
     /// The most from the LAN to `reconst`. Default all there is.
     pub up: Option<Rate>,
@@ -16,6 +16,15 @@ pub struct ShareConfig {
     pub down: Option<Rate>,
     /// How much a month, and when. Default without limit.
     pub terms: Terms,
+    /// Whether the rates fall while the line shows a queue that is not the relay's, so that the owner's own traffic has room. Default
+    /// true; without it a transfer of the owner's that fills the line shares it with the users'.
+    pub gives_way: bool,
+}
+
+impl Default for ShareConfig {
+    fn default() -> Self {
+        Self { up: None, down: None, terms: Terms::default(), gives_way: true }
+    }
 }
 
 /// The owner's limits of one line at work.
@@ -34,6 +43,8 @@ pub struct LaneStatus {
     pub rate: Option<u64>,
     /// The bytes that wait.
     pub queued_bytes: usize,
+    /// Whether that rate is lower than the owner's limit for now, so that the owner's own traffic has room.
+    pub gives_way: bool,
 }
 
 /// Both directions' limits.
@@ -55,8 +66,17 @@ impl Share {
         tokio::join!(self.up.pump(), self.down.pump());
     }
 
+    /// Whether either rate is lower for now, so that the owner's own traffic has room.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.up.gives_way() || self.down.gives_way()
+    }
+
     pub(crate) fn status(&self) -> ShareStatus {
-        let of = |lane: &Lane| LaneStatus { rate: lane.rate().map(|rate| rate.bits_per_second), queued_bytes: lane.queued_bytes() };
+        let of = |lane: &Lane| LaneStatus {
+            rate: lane.rate().map(|rate| rate.bits_per_second),
+            queued_bytes: lane.queued_bytes(),
+            gives_way: lane.gives_way(),
+        };
         ShareStatus { up: of(&self.up), down: of(&self.down) }
     }
 }

@@ -19,6 +19,7 @@ use shared::{
         hello::LineNumber,
         login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, Placement},
         member::Role,
+        probe::{DATAGRAMS_BYTES, Echo, Probe},
     },
     ids::LanId,
     link::tls,
@@ -195,6 +196,8 @@ impl Login {
     async fn keep(mut self) -> anyhow::Result<()> {
         let mut data_addresses = self.shared.data_addresses.clone();
         let mut changes = self.shared.accounts.changes();
+        // It ends with the connection.
+        tokio::spawn(echo(self.connection.clone(), Instant::now()));
         let mut told = None;
         let mut told_rates = Rates::default();
         let mut tick = tokio::time::interval(RATES_INTERVAL);
@@ -261,6 +264,16 @@ impl Drop for Login {
     }
 }
 
+/// Answers a relay's probes, so that it sees its line's queues.
+async fn echo(connection: quinn::Connection, started: Instant) {
+    while let Ok(datagram) = connection.read_datagram().await {
+        if let Ok(Probe { sent_us }) = Probe::decode(&datagram) {
+            let received_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let _ = connection.send_datagram(Echo { sent_us, received_us }.encode());
+        }
+    }
+}
+
 /// The next message that this version knows. Nothing that was read is lost if the future is dropped.
 async fn next_message(receive: &mut RecvStream, frames: &mut Frames) -> anyhow::Result<FromRelay> {
     let mut bytes = [0; 2048];
@@ -295,8 +308,8 @@ pub(crate) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>) -> qui
         .receive_window(VarInt::from_u32(WINDOW_BYTES))
         .send_window(WINDOW_BYTES.into())
         .crypto_buffer_size(CRYPTO_BUFFER_BYTES)
-        .datagram_receive_buffer_size(None)
-        .datagram_send_buffer_size(0);
+        .datagram_receive_buffer_size(Some(DATAGRAMS_BYTES))
+        .datagram_send_buffer_size(DATAGRAMS_BYTES);
     let mut config = quinn::ServerConfig::with_crypto(crypto);
     config.transport_config(Arc::new(transport)).max_incoming(HANDSHAKES_MAX).incoming_buffer_size(INCOMING_BYTES);
     config.incoming_buffer_size_total(INCOMING_BYTES * HANDSHAKES_MAX as u64);

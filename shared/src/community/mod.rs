@@ -9,6 +9,7 @@ pub mod line_rate;
 pub mod listed;
 pub mod login;
 pub mod member;
+pub mod probe;
 pub mod profile;
 pub mod roster;
 pub mod weight;
