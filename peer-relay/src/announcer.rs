@@ -148,7 +148,7 @@ impl Announcer {
             let is_bound = self.lines.iter().any(|line| is_reached_at(line.lan_address, interface.ip()));
             is_bound && names.contains(interface.name.as_str()) && !is_link_local(interface.ip())
         };
-        let addresses: Vec<IpAddr> = interfaces.iter().filter(is_reached).map(Interface::ip).take(ADDRESSES_MAX).collect();
+        let addresses = elsewhere(interfaces.iter().filter(is_reached).map(Interface::ip).collect());
         self.addresses.send_if_modified(|known| {
             let is_new = *known != addresses;
             *known = addresses;
@@ -241,6 +241,12 @@ fn announced(line: &LineToAnnounce) -> AnnouncedLine {
     AnnouncedLine { number: line.number, port: line.lan_address.port(), weights: *line.weights.borrow(), state: line.state() }
 }
 
+/// Those of a PC's addresses that lead to it from other PCs; loopback only if there is nothing else.
+fn elsewhere(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let is_alone = addresses.iter().all(IpAddr::is_loopback);
+    addresses.into_iter().filter(|ip| is_alone || !ip.is_loopback()).take(ADDRESSES_MAX).collect()
+}
+
 fn is_link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
@@ -288,6 +294,13 @@ const GOODBYE_PAUSE: Duration = Duration::from_millis(100);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reconst_is_told_of_loopback_only_where_there_is_nothing_else() {
+        let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        assert_eq!(elsewhere(ips(&["127.0.0.1", "10.0.1.3", "::1", "fd00::3"])), ips(&["10.0.1.3", "fd00::3"]));
+        assert_eq!(elsewhere(ips(&["127.0.0.1", "::1"])), ips(&["127.0.0.1", "::1"]));
+    }
 
     #[test]
     fn a_relay_on_one_address_is_not_announced_elsewhere() {
