@@ -1,6 +1,9 @@
 //! What acknowledgements say of a line: its delay, the least of something, its delivery rate.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::PACKET_BYTES;
 
@@ -84,6 +87,33 @@ impl MinFilter {
             (Some(before), Some(now)) => Some(before.min(now)),
             (before, now) => before.or(now),
         }
+    }
+}
+
+/// The most of the span before and of this one.
+#[derive(Debug, Default)]
+pub(super) struct MaxFilter {
+    span_before: Option<f64>,
+    span_now: Option<(Instant, f64)>,
+}
+
+/// A span of [`MaxFilter`]: what the line gave longer ago than two of them says nothing.
+const MOST_SPAN: Duration = Duration::from_secs(20);
+
+impl MaxFilter {
+    pub(super) fn push(&mut self, now: Instant, value: f64) {
+        match &mut self.span_now {
+            Some((since, most)) if now.saturating_duration_since(*since) < MOST_SPAN => *most = most.max(value),
+            span => {
+                self.span_before = span.filter(|(since, _)| now.saturating_duration_since(*since) < 2 * MOST_SPAN).map(|(_, most)| most);
+                *span = Some((now, value));
+            }
+        }
+    }
+
+    pub(super) fn most(&self, now: Instant) -> Option<f64> {
+        let (_, most) = self.span_now.filter(|(since, _)| now.saturating_duration_since(*since) < 3 * MOST_SPAN)?;
+        Some(self.span_before.map_or(most, |before| before.max(most)))
     }
 }
 

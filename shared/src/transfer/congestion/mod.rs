@@ -12,14 +12,25 @@
 //!   round trips, because it acts on a measure that is one round trip old. A window bounds what is in flight all the same.
 //! * Every [`DRAIN_EVERY`] the queue is let run empty for an instant, so that the least delay is seen again.
 //!
+//! * A queue that somebody else keeps (TCP Cubic, BBR) would leave such a sender with nothing: while there is one, the path competes for
+//!   its share ([`competition`]), and goes back as soon as nobody else keeps a queue.
+//! * Paths that share a line share it equally: the queue aimed at is the shorter the faster a path is, so that of two the faster gives way.
+//!
 //! Bytes here are whole packets, headers included. Which bytes are sent is not decided here.
 
+mod competition;
 mod filters;
 mod pacer;
+#[cfg(test)]
+mod sharing;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use filters::{DelayFilter, MinFilter, Rate, RateFilter};
+use competition::{Competition, Finding, QueueSigns};
+use filters::{DelayFilter, MaxFilter, MinFilter, Rate, RateFilter};
 use pacer::Pacer;
 
 /// Congestion control of one path.
@@ -44,6 +55,14 @@ pub struct Congestion {
     rounds: Rounds,
     /// Since when the pace has been below the capacity, and the queue then.
     braking: Option<(Instant, f64)>,
+    /// The most that the line gave lately while nobody else was seen on it.
+    undisturbed: MaxFilter,
+    /// The least queue of each of the last rounds.
+    floors: VecDeque<(Instant, f64)>,
+    competition: Option<Competition>,
+    /// Competitions in a row that met nobody, and the time until which there is no other.
+    vain_competitions: u32,
+    competes_from: Option<Instant>,
     smoothed_rtt: Duration,
     pacer: Pacer,
 }
@@ -82,6 +101,7 @@ pub struct Rounds {
 enum Phase {
     SlowStart,
     Steady,
+    Competing,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -110,7 +130,7 @@ const PACKET_BYTES: f64 = 1500.0;
 /// RFC 6928.
 const INITIAL_WINDOW_BYTES: f64 = 10.0 * PACKET_BYTES;
 
-/// The queue aimed at: enough to bridge the jitter of timers on both ends, or two packets of a line so slow that they take longer.
+/// The queue aimed at: enough to bridge the jitter of timers on both ends, or two packets of a line so slow that they take longer, in seconds.
 const TARGET_QUEUE: f64 = 0.004;
 const TARGET_PACKETS: f64 = 2.0;
 
@@ -143,8 +163,42 @@ const EMPTY_GAINS: [f64; 6] = [1.05, 1.05, 1.1, 1.1, 1.25, 1.25];
 /// Random loss that is made up for, at most.
 const MAX_LOSS: f64 = 0.2;
 
+/// The target is for a path at this rate, bytes per second. A faster one aims at less and a slower one at more, by this power of
+/// the ratio within these factors: of two paths on a line the one with more gives way until both have the same.
+const TARGET_RATE: f64 = 40e6 / 8.0;
+/// What is added of the least round trip: over a long one the pace corrects itself more slowly.
+const TARGET_ROUND_TRIPS: f64 = 0.05;
+const TARGET_EXPONENT: f64 = 0.5;
+const TARGET_FACTOR: (f64, f64) = (0.5, 2.0);
+
+/// A queue that does not shrink when the pace does is somebody else's if it is longer than so many times the target and so many seconds.
+const FOREIGN_TARGETS: f64 = 3.0;
+const FOREIGN_QUEUE: f64 = 0.015;
+
+/// The pace of a path that competes, as a multiple of its window per round trip (RFC 9002 §7.7).
+const COMPETING_PACE: f64 = 1.25;
+
+/// A queue whose least of each round moves by more than this within the span is moved by somebody else: ours is held still. In seconds, in
+/// round trips, in multiples of the target, in packets and in multiples of the delay's jitter.
+const FOREIGN_SWING: f64 = 0.015;
+const FOREIGN_SWING_ROUND_TRIPS: f64 = 0.15;
+const FOREIGN_SWING_TARGETS: f64 = 1.0;
+const FOREIGN_SWING_PACKETS: f64 = 3.0;
+const FOREIGN_SWING_JITTERS: f64 = 6.0;
+const SWING_SPAN: Duration = Duration::from_secs(4);
+const SWING_ROUNDS: usize = 128;
+
+/// The part of what the line gave before that counts as all of it.
+const WHOLE_LINE: f64 = 0.9;
+
+/// The pause after a competition that met nobody, as so few checks showed, doubled each time up to so often.
+const VAIN_CHECKS: u32 = 1;
+const VAIN_PAUSE: Duration = Duration::from_millis(500);
+const VAIN_DOUBLINGS: u32 = 5;
+
 /// How often the queue is let run empty; the least delay is that of the last two such spans.
 const DRAIN_EVERY: Duration = Duration::from_secs(10);
+const FIRST_DRAIN_AFTER: Duration = Duration::from_secs(1);
 const DRAIN_GAIN: f64 = 0.8;
 
 impl Congestion {
@@ -164,6 +218,11 @@ impl Congestion {
             drain: Drain::Waiting(None),
             rounds: Rounds::default(),
             braking: None,
+            undisturbed: MaxFilter::default(),
+            floors: VecDeque::new(),
+            competition: None,
+            vain_competitions: 0,
+            competes_from: None,
             smoothed_rtt,
             pacer: Pacer::default(),
         }
@@ -207,8 +266,9 @@ impl Congestion {
             self.round.best_rate = self.round.best_rate.max(rate.bytes_per_second);
         }
         match self.phase {
-            Phase::SlowStart => self.slow_start(sample, rate),
+            Phase::SlowStart => self.slow_start(now, sample, rate),
             Phase::Steady => self.steady(now, rate, sample.acked_bytes),
+            Phase::Competing => self.compete(now, rate, sample),
         }
         if self.round.began.is_some_and(|began| sent_at >= began) {
             self.end_round(now);
@@ -223,6 +283,9 @@ impl Congestion {
         self.delay = DelayFilter::default();
         self.round = Round::default();
         self.braking = None;
+        self.undisturbed = MaxFilter::default();
+        self.floors.clear();
+        self.competition = None;
         self.pacer = Pacer::default();
     }
 
@@ -236,6 +299,7 @@ impl Congestion {
                 let span = self.min_rtt.least().unwrap_or(self.smoothed_rtt.as_secs_f64()) + held_back + queue;
                 (self.capacity * span / (1.0 - self.loss) + 3.0 * PACKET_BYTES) as u64
             }
+            Phase::Competing => self.competition.as_ref().map_or(0.0, Competition::window) as u64,
         }
     }
 
@@ -247,7 +311,7 @@ impl Congestion {
 
     /// Whether the line's rate has been measured, not guessed.
     pub fn is_measured(&self) -> bool {
-        self.phase == Phase::Steady
+        self.phase != Phase::SlowStart
     }
 
     /// What has held the sender back.
@@ -271,8 +335,16 @@ impl Congestion {
     }
 
     fn target(&self) -> f64 {
-        let packets = if self.capacity > 0.0 { TARGET_PACKETS * PACKET_BYTES / self.capacity } else { 0.0 };
-        TARGET_QUEUE.max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
+        self.target_at(self.capacity)
+    }
+
+    /// The queue that a path aims at whose line gives it `capacity`, in seconds.
+    fn target_at(&self, capacity: f64) -> f64 {
+        let capacity = capacity.max(1.0);
+        let packets = TARGET_PACKETS * PACKET_BYTES / capacity;
+        let factor = (TARGET_RATE / capacity).powf(TARGET_EXPONENT).clamp(TARGET_FACTOR.0, TARGET_FACTOR.1);
+        let queue = (TARGET_QUEUE + TARGET_ROUND_TRIPS * self.min_rtt().as_secs_f64()) * factor;
+        queue.max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
     }
 
     /// The pace in bytes per second.
@@ -280,6 +352,11 @@ impl Congestion {
         match self.phase {
             Phase::SlowStart => 2.0 * self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3),
             Phase::Steady => self.capacity * self.gain() / (1.0 - self.loss),
+            Phase::Competing => {
+                let Some(competition) = &self.competition else { return self.capacity };
+                let by_window = COMPETING_PACE * competition.window() / self.smoothed_rtt.as_secs_f64().max(1e-3);
+                competition.gain().map_or(by_window, |gain| gain * self.capacity)
+            }
         }
     }
 
@@ -299,7 +376,7 @@ impl Congestion {
         gain.max(probing).clamp(GAIN.0, highest)
     }
 
-    fn slow_start(&mut self, sample: &AckSample, rate: Option<Rate>) {
+    fn slow_start(&mut self, now: Instant, sample: &AckSample, rate: Option<Rate>) {
         let window_was_used = sample.in_flight + sample.acked_bytes >= (self.slow_start_window * 0.5) as u64;
         if window_was_used {
             self.slow_start_window += sample.acked_bytes as f64;
@@ -314,6 +391,9 @@ impl Congestion {
                 if measured > 0.0 { measured } else { self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3) / 2.0 };
             self.phase = Phase::Steady;
             self.empty_rounds = 0;
+            self.undisturbed.push(now, self.capacity);
+            // Somebody else's queue may have hidden the least delay.
+            self.drain = Drain::Waiting(Some(now + FIRST_DRAIN_AFTER));
         }
     }
 
@@ -341,12 +421,15 @@ impl Congestion {
             }
             _ => {}
         }
-        self.release_foreign_queue(now, queue, target);
+        self.look_for_others(now, queue, target);
     }
 
-    /// A queue that does not shrink while the pace is below the capacity isn't ours, or isn't a queue: the way has become longer. Then
-    /// what stands there is the new least delay.
-    fn release_foreign_queue(&mut self, now: Instant, queue: f64, target: f64) {
+    /// A queue that does not shrink while the pace is below the capacity isn't ours, or isn't a queue. A short one is taken for the way's
+    /// own delay; for the sake of a longer one the path competes.
+    fn look_for_others(&mut self, now: Instant, queue: f64, target: f64) {
+        if queue < 2.0 * target && !self.round.is_app_limited {
+            self.undisturbed.push(now, self.capacity);
+        }
         if self.gain() > 0.95 || queue < 2.0 * target {
             self.braking = None;
             return;
@@ -355,11 +438,78 @@ impl Congestion {
         if now.duration_since(since) < self.smoothed_rtt * 4 + Duration::from_millis(50) {
             return;
         }
-        if queue > 0.7 * queue_then {
-            self.delay.rebase();
-            self.min_rtt = MinFilter::default();
-        }
         self.braking = None;
+        if queue < 0.7 * queue_then {
+            return;
+        }
+        if queue >= FOREIGN_QUEUE.max(FOREIGN_TARGETS * target) {
+            self.begin_to_compete(now);
+        } else {
+            self.rebase();
+        }
+    }
+
+    /// Notes the least queue of a round, and competes if it swings.
+    fn note_floor(&mut self, now: Instant, round: &Round) {
+        let may_compete = self.competes_from.is_none_or(|at| now >= at) && !matches!(self.drain, Drain::Running(_));
+        if !may_compete {
+            self.floors.clear();
+        }
+        let Some(least) = round.least_queue.filter(|_| may_compete && !round.is_app_limited) else { return };
+        self.floors.push_back((now, least));
+        while self.floors.len() > SWING_ROUNDS || self.floors.front().is_some_and(|(at, _)| now.duration_since(*at) > SWING_SPAN) {
+            self.floors.pop_front();
+        }
+        let (lowest, highest) = self.floors.iter().fold((f64::MAX, 0.0f64), |(low, high), (_, floor)| (low.min(*floor), high.max(*floor)));
+        let line = self.undisturbed.most(now).unwrap_or(0.0).max(self.capacity).max(1.0);
+        let unsuspicious = [
+            FOREIGN_SWING,
+            FOREIGN_SWING_ROUND_TRIPS * self.min_rtt().as_secs_f64(),
+            FOREIGN_SWING_TARGETS * self.target_at(line),
+            FOREIGN_SWING_PACKETS * PACKET_BYTES / line,
+            FOREIGN_SWING_JITTERS * self.delay.jitter(),
+        ];
+        if unsuspicious.iter().all(|swing| highest - lowest > *swing) {
+            self.begin_to_compete(now);
+        }
+    }
+
+    fn begin_to_compete(&mut self, now: Instant) {
+        // Half of what the line gave before: as if one other were there.
+        let half = self.undisturbed.most(now).unwrap_or(0.0) / 2.0;
+        let window = self.capacity.max(half) * self.smoothed_rtt.as_secs_f64();
+        self.competition = Some(Competition::new(now, window, self.delay.recent()));
+        self.phase = Phase::Competing;
+    }
+
+    fn compete(&mut self, now: Instant, rate: Option<Rate>, sample: &AckSample) {
+        let Some(competition) = &mut self.competition else { return };
+        if let Some(rate) = rate.filter(|_| competition.gain().is_none()) {
+            let share = sample.acked_bytes as f64 / (self.capacity * self.smoothed_rtt.as_secs_f64()).max(1.0);
+            self.capacity += (rate.bytes_per_second - self.capacity) * (0.7 * share).min(1.0);
+        }
+        let queue = self.delay.recent();
+        let has_whole_line = self.undisturbed.most(now).is_some_and(|most| self.capacity > WHOLE_LINE * most);
+        let signs = QueueSigns { queue, none: TARGET_QUEUE, same: 0.002 + self.delay.jitter(), has_whole_line };
+        let Some(finding) = competition.on_ack(now, sample, signs, self.round.is_app_limited) else { return };
+        match finding {
+            Finding::Alone => {
+                let was_in_vain = competition.checks() <= VAIN_CHECKS;
+                self.vain_competitions = if was_in_vain { self.vain_competitions + 1 } else { 0 };
+                self.competes_from = was_in_vain.then(|| now + VAIN_PAUSE * 2u32.pow(self.vain_competitions.min(VAIN_DOUBLINGS)));
+            }
+            Finding::LongerWay => self.rebase(),
+        }
+        self.competition = None;
+        self.phase = Phase::Steady;
+        self.empty_rounds = 0;
+        self.floors.clear();
+    }
+
+    /// Takes the delay of now for that of the way.
+    fn rebase(&mut self) {
+        self.delay.rebase();
+        self.min_rtt = MinFilter::default();
     }
 
     fn end_round(&mut self, now: Instant) {
@@ -377,10 +527,13 @@ impl Congestion {
                 self.capacity = self.capacity.min(round.best_rate);
             }
         }
-        if total >= 8.0 * PACKET_BYTES {
+        if total >= 8.0 * PACKET_BYTES && self.phase != Phase::Competing {
             self.loss = (self.loss + (lost - self.loss) / 16.0).min(MAX_LOSS);
         }
         self.cautious_rounds = self.cautious_rounds.saturating_sub(1);
+        if self.phase == Phase::Steady {
+            self.note_floor(now, &round);
+        }
         let queue_was_empty = round.least_queue.is_some_and(|queue| queue < self.target() / 4.0);
         let is_draining = matches!(self.drain, Drain::Running(_));
         self.empty_rounds = if queue_was_empty && !round.is_app_limited && !is_draining { self.empty_rounds + 1 } else { 0 };

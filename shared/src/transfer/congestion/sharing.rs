@@ -1,0 +1,427 @@
+//! Several senders on one line, in virtual time: what each gets and how long the queue stands.
+//!
+//! The line is a queue that drops its tail. Its senders are paths, and a TCP Cubic (RFC 9438 with the slow start of RFC 9406) to share with.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    time::{Duration, Instant},
+};
+
+use super::{AckSample, Congestion, PACKET_BYTES};
+
+#[test]
+fn a_path_alone_fills_its_line_and_keeps_the_queue_short() {
+    for (rate, rtt, queue) in [(25.0, 20, 100), (10.0, 20, 500), (2.0, 100, 2000), (0.5, 60, 1000), (200.0, 10, 50), (30.0, 160, 100)] {
+        let mut line = Line::new(rate, rtt, queue);
+        let path = line.add_path(0.0);
+        let report = line.run(5.0, 25.0);
+        assert!(report.shares[path] > 0.97, "{rate} Mbit/s, {rtt} ms: {report:?}");
+        let packets = Duration::from_secs_f64(3.0 * PACKET_BYTES / line.rate);
+        assert!(report.queue < Duration::from_millis(25).max(packets), "{rate} Mbit/s, {rtt} ms: {report:?}");
+    }
+}
+
+#[test]
+fn paths_share_a_line_equally_whoever_came_first() {
+    for (rate, rtt, least) in [(25.0, 20, 0.45), (10.0, 20, 0.33), (4.0, 40, 0.45), (100.0, 10, 0.42)] {
+        for late in [0.0, 3.0, 7.0] {
+            let mut line = Line::new(rate, rtt, 100);
+            line.add_path(0.0);
+            line.add_path(late);
+            let report = line.run(late + 5.0, late + 30.0);
+            assert!(report.least() > least, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
+            assert!(report.sum() > 0.97, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
+            assert!(report.queue < Duration::from_millis(30), "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn tcp_cubic_and_a_path_leave_each_other_a_good_part() {
+    let lines = [(25.0, 20, 100), (10.0, 20, 100), (25.0, 20, 500), (25.0, 20, 25), (8.0, 80, 200), (50.0, 40, 60), (25.0, 80, 100)];
+    for (rate, rtt, queue) in lines {
+        for (path_at, cubic_at) in [(0.0, 0.0), (0.0, 5.0), (5.0, 0.0)] {
+            let mut line = Line::new(rate, rtt, queue);
+            line.add_path(path_at);
+            line.add_cubic(cubic_at);
+            let report = line.run(5.0, 25.0);
+            assert!(report.least() > 0.15, "{rate} Mbit/s, {rtt} ms, {queue} ms, {path_at}/{cubic_at}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_path_takes_the_line_back_when_tcp_cubic_has_gone() {
+    let mut line = Line::new(25.0, 20, 100);
+    let path = line.add_path(0.0);
+    let cubic = line.add_cubic(3.0);
+    line.stop(cubic, 15.0);
+    let report = line.run(20.0, 30.0);
+    assert!(report.shares[path] > 0.95, "{report:?}");
+    assert!(report.queue < Duration::from_millis(16), "{report:?}");
+}
+
+#[test]
+fn a_longer_way_is_no_competitor() {
+    let mut line = Line::new(25.0, 20, 200);
+    let path = line.add_path(0.0);
+    line.longer_at = Some((10.0, 0.040));
+    let report = line.run(13.0, 30.0);
+    assert!(report.shares[path] > 0.95, "{report:?}");
+    assert!(report.queue < Duration::from_millis(16), "{report:?}");
+}
+
+#[test]
+fn a_line_that_slows_down_is_followed_without_competing() {
+    let mut line = Line::new(25.0, 20, 300);
+    let path = line.add_path(0.0);
+    line.slower_at = Some((10.0, 0.5));
+    let report = line.run(11.0, 20.0);
+    assert!(report.shares[path] > 0.47, "{report:?}");
+    assert!(report.queue < Duration::from_millis(22), "{report:?}");
+}
+
+/// What came of a run.
+#[derive(Debug)]
+struct Report {
+    /// Each sender's part of what the line could have carried.
+    shares: Vec<f64>,
+    /// The queue, on average.
+    queue: Duration,
+}
+
+impl Report {
+    fn sum(&self) -> f64 {
+        self.shares.iter().sum()
+    }
+
+    fn least(&self) -> f64 {
+        self.shares.iter().copied().fold(f64::MAX, f64::min) / self.sum()
+    }
+}
+
+struct Line {
+    /// Bytes per second, now and at first.
+    rate: f64,
+    first_rate: f64,
+    /// One way, seconds.
+    delay: f64,
+    queue_bytes: f64,
+    /// When the way becomes longer, and by how many seconds.
+    longer_at: Option<(f64, f64)>,
+    /// When the rate changes, and its factor.
+    slower_at: Option<(f64, f64)>,
+    start: Instant,
+    now: f64,
+    /// When the queue will be empty.
+    busy_until: f64,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    events_made: u64,
+    senders: Vec<Sender>,
+    delivered: Vec<f64>,
+    counts: bool,
+    queue_sum: f64,
+    queue_looks: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Event {
+    /// A sender may go on.
+    Wake(usize),
+    /// Packet `1` of sender `0` reaches the receiver.
+    Arrival(usize, u64),
+    /// The receiver acknowledges what has come.
+    AckDue(usize),
+    /// All up to packet `1` of sender `0`, which came at `2` nanoseconds, are acknowledged.
+    Acked(usize, u64, u64),
+    Look,
+}
+
+struct Sender {
+    kind: Kind,
+    starts_at: f64,
+    stops_at: f64,
+    next: u64,
+    in_flight: BTreeMap<u64, f64>,
+    srtt: f64,
+    /// Packets that arrived and are not acknowledged; the last, and when it came.
+    unacknowledged: u32,
+    last_arrival: (u64, f64),
+    ack_is_due: bool,
+    will_wake: bool,
+    arrived: Vec<u64>,
+}
+
+enum Kind {
+    Path(Box<Congestion>),
+    Cubic(Cubic),
+}
+
+/// In packets.
+struct Cubic {
+    window: f64,
+    threshold: f64,
+    window_max: f64,
+    grows_since: f64,
+    /// When growth reaches `window_max` again, in seconds from then.
+    origin: f64,
+    reno: f64,
+    least_rtt: f64,
+    recovery_until: u64,
+}
+
+impl Line {
+    fn new(megabits: f64, rtt_ms: u64, queue_ms: u64) -> Self {
+        let rate = megabits * 1e6 / 8.0;
+        Self {
+            rate,
+            first_rate: rate,
+            delay: rtt_ms as f64 / 2e3,
+            queue_bytes: (rate * queue_ms as f64 / 1e3).max(16.0 * PACKET_BYTES),
+            longer_at: None,
+            slower_at: None,
+            start: Instant::now(),
+            now: 0.0,
+            busy_until: 0.0,
+            events: BinaryHeap::new(),
+            events_made: 0,
+            senders: Vec::new(),
+            delivered: Vec::new(),
+            counts: false,
+            queue_sum: 0.0,
+            queue_looks: 0,
+        }
+    }
+
+    fn add_path(&mut self, starts_at: f64) -> usize {
+        let rtt = Duration::from_secs_f64(2.0 * self.delay);
+        self.add(Kind::Path(Box::new(Congestion::new(rtt))), starts_at)
+    }
+
+    fn add_cubic(&mut self, starts_at: f64) -> usize {
+        let cubic = Cubic {
+            window: 10.0,
+            threshold: f64::MAX,
+            window_max: 0.0,
+            grows_since: 0.0,
+            origin: 0.0,
+            reno: 0.0,
+            least_rtt: f64::MAX,
+            recovery_until: 0,
+        };
+        self.add(Kind::Cubic(cubic), starts_at)
+    }
+
+    fn add(&mut self, kind: Kind, starts_at: f64) -> usize {
+        let place = self.senders.len();
+        self.senders.push(Sender {
+            kind,
+            starts_at,
+            stops_at: f64::MAX,
+            next: 1,
+            in_flight: BTreeMap::new(),
+            srtt: 2.0 * self.delay,
+            unacknowledged: 0,
+            last_arrival: (0, 0.0),
+            ack_is_due: false,
+            will_wake: false,
+            arrived: Vec::new(),
+        });
+        self.delivered.push(0.0);
+        self.schedule(starts_at, Event::Wake(place));
+        place
+    }
+
+    fn stop(&mut self, sender: usize, at: f64) {
+        self.senders[sender].stops_at = at;
+    }
+
+    fn run(&mut self, counts_from: f64, until: f64) -> Report {
+        self.schedule(0.0, Event::Look);
+        while let Some(Reverse((at, _, event))) = self.events.pop() {
+            self.now = at as f64 / 1e9;
+            if self.now > until {
+                break;
+            }
+            if !self.counts && self.now >= counts_from {
+                self.counts = true;
+                self.delivered.fill(0.0);
+            }
+            if let Some((_, by)) = self.longer_at.take_if(|(at, _)| *at <= self.now) {
+                self.delay += by / 2.0;
+            }
+            if let Some((_, factor)) = self.slower_at.take_if(|(at, _)| *at <= self.now) {
+                self.busy_until = self.now + (self.busy_until - self.now).max(0.0) / factor;
+                self.rate *= factor;
+            }
+            self.handle(event);
+        }
+        let capacity = self.first_rate * (until - counts_from);
+        Report {
+            shares: self.delivered.iter().map(|bytes| bytes / capacity).collect(),
+            queue: Duration::from_secs_f64(self.queue_sum / f64::from(self.queue_looks.max(1))),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Look => {
+                if self.counts {
+                    self.queue_sum += (self.busy_until - self.now).max(0.0);
+                    self.queue_looks += 1;
+                }
+                self.schedule(self.now + 0.005, Event::Look);
+            }
+            Event::Wake(place) => {
+                self.senders[place].will_wake = false;
+                self.send(place);
+            }
+            Event::Arrival(place, number) => self.arrive(place, number),
+            Event::AckDue(place) => self.acknowledge(place),
+            Event::Acked(place, number, arrived_ns) => self.acked(place, number, arrived_ns as f64 / 1e9),
+        }
+    }
+
+    fn send(&mut self, place: usize) {
+        loop {
+            let now = self.instant();
+            let sender = &mut self.senders[place];
+            if self.now < sender.starts_at || self.now >= sender.stops_at {
+                return;
+            }
+            let in_flight = sender.in_flight.len() as f64;
+            match &mut sender.kind {
+                Kind::Path(congestion) => match congestion.may_send(now, PACKET_BYTES as u64, (in_flight * PACKET_BYTES) as u64) {
+                    Ok(()) => congestion.on_sent(now, PACKET_BYTES as u64),
+                    Err(Some(at)) => {
+                        // Timers tick in milliseconds.
+                        let at = at.duration_since(self.start).as_secs_f64();
+                        if !std::mem::replace(&mut sender.will_wake, true) {
+                            self.schedule(((at * 1e3).ceil() / 1e3).max(self.now + 1e-4), Event::Wake(place));
+                        }
+                        return;
+                    }
+                    Err(None) => return,
+                },
+                Kind::Cubic(cubic) if in_flight + 1.0 > cubic.window => return,
+                Kind::Cubic(_) => {}
+            }
+            let number = sender.next;
+            sender.next += 1;
+            sender.in_flight.insert(number, self.now);
+            let backlog = (self.busy_until - self.now).max(0.0) * self.rate;
+            if backlog + PACKET_BYTES <= self.queue_bytes {
+                self.busy_until = self.busy_until.max(self.now) + PACKET_BYTES / self.rate;
+                self.schedule(self.busy_until + self.delay, Event::Arrival(place, number));
+            }
+        }
+    }
+
+    fn arrive(&mut self, place: usize, number: u64) {
+        self.delivered[place] += PACKET_BYTES;
+        let now = self.now;
+        let sender = &mut self.senders[place];
+        sender.unacknowledged += 1;
+        sender.last_arrival = (number, now);
+        sender.arrived.push(number);
+        let is_path = matches!(sender.kind, Kind::Path(_));
+        let every = if is_path { 16 } else { 2 };
+        if sender.unacknowledged >= every {
+            self.acknowledge(place);
+        } else if !std::mem::replace(&mut sender.ack_is_due, true) {
+            let delay = if is_path { (sender.srtt / 4.0).clamp(0.001, 0.025) } else { 0.040 };
+            self.schedule(now + delay, Event::AckDue(place));
+        }
+    }
+
+    fn acknowledge(&mut self, place: usize) {
+        let sender = &mut self.senders[place];
+        sender.ack_is_due = false;
+        if sender.unacknowledged == 0 {
+            return;
+        }
+        sender.unacknowledged = 0;
+        let (number, at) = sender.last_arrival;
+        self.schedule(self.now + self.delay, Event::Acked(place, number, (at * 1e9) as u64));
+    }
+
+    fn acked(&mut self, place: usize, number: u64, arrived_at: f64) {
+        let (instant, start, now, delay) = (self.instant(), self.start, self.now, self.delay);
+        let sender = &mut self.senders[place];
+        let arrived: Vec<u64> = sender.arrived.extract_if(.., |arrived| *arrived <= number).collect();
+        let Some(&sent_at) = sender.in_flight.get(&number) else { return };
+        let (mut acked, mut lost) = (0, 0);
+        while let Some(entry) = sender.in_flight.first_entry().filter(|entry| *entry.key() <= number) {
+            if arrived.contains(entry.key()) {
+                acked += 1
+            } else {
+                lost += 1
+            }
+            entry.remove();
+        }
+        let rtt = arrived_at - sent_at + delay;
+        sender.srtt += (rtt - sender.srtt) / 8.0;
+        let next = sender.next;
+        match &mut sender.kind {
+            Kind::Path(congestion) => congestion.on_ack(
+                instant,
+                &AckSample {
+                    acked_bytes: acked * PACKET_BYTES as u64,
+                    lost_bytes: lost * PACKET_BYTES as u64,
+                    spurious_bytes: 0,
+                    largest_sent: Some((start + Duration::from_secs_f64(sent_at), (sent_at * 1e6) as u64)),
+                    received_at_us: (arrived_at * 1e6) as u64,
+                    rtt: Duration::from_secs_f64(rtt),
+                    smoothed_rtt: Duration::from_secs_f64(sender.srtt),
+                    in_flight: sender.in_flight.len() as u64 * PACKET_BYTES as u64,
+                },
+            ),
+            Kind::Cubic(cubic) => cubic.on_ack(now, (acked, lost), number, next, (now - sent_at, sender.srtt)),
+        }
+        self.send(place);
+    }
+
+    fn schedule(&mut self, at: f64, event: Event) {
+        self.events_made += 1;
+        self.events.push(Reverse(((at.max(self.now) * 1e9).ceil() as u64, self.events_made, event)));
+    }
+
+    fn instant(&self) -> Instant {
+        self.start + Duration::from_secs_f64(self.now)
+    }
+}
+
+impl Cubic {
+    /// Of packets up to `number`, sent `rtt` ago, `acked` arrived and `lost` did not; `next` is the next to send.
+    fn on_ack(&mut self, now: f64, (acked, lost): (u64, u64), number: u64, next: u64, (rtt, srtt): (f64, f64)) {
+        let acked = acked as f64;
+        self.least_rtt = self.least_rtt.min(rtt);
+        if lost > 0 && number >= self.recovery_until {
+            self.recovery_until = next;
+            self.window_max = self.window;
+            self.window = (self.window * 0.7).max(2.0);
+            self.threshold = self.window;
+            self.reno = self.window;
+            self.grows_since = now;
+            self.origin = ((self.window_max - self.window) / 0.4).cbrt();
+            return;
+        }
+        if self.window < self.threshold {
+            self.window += acked;
+            if rtt > self.least_rtt + (self.least_rtt / 8.0).clamp(0.004, 0.016) {
+                self.threshold = self.window;
+                self.window_max = self.window;
+                self.reno = self.window;
+                self.grows_since = now;
+                self.origin = 0.0;
+            }
+            return;
+        }
+        let time = now - self.grows_since + srtt;
+        let target = (0.4 * (time - self.origin).powi(3) + self.window_max).clamp(self.window, 1.5 * self.window);
+        self.window += (target - self.window) / self.window * acked;
+        self.reno += 0.53 * acked / self.window;
+        self.window = self.window.max(self.reno);
+    }
+}
