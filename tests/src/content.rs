@@ -17,6 +17,7 @@ pub mod http;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -24,7 +25,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::stream::CounterStream;
+use crate::{load::CongestionControl, stream::CounterStream};
 
 /// A running content server; dropping it cuts its connections.
 #[derive(Debug)]
@@ -61,7 +62,25 @@ impl ContentServer {
     /// # Errors
     /// If the address can't be listened on.
     pub async fn start(address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        Self::on(TcpListener::bind(address).await?)
+    }
+
+    /// Starts a server that sends with this congestion control, and speaks MPTCP to clients that do if `is_multipath`.
+    ///
+    /// # Errors
+    /// If the kernel lacks either, or the address can't be listened on.
+    pub async fn start_with(address: SocketAddr, control: CongestionControl, is_multipath: bool) -> io::Result<Self> {
+        let protocol = if is_multipath { Protocol::MPTCP } else { Protocol::TCP };
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol))?;
+        socket.set_tcp_congestion(control.name().as_bytes())?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Self::on(TcpListener::from_std(socket.into())?)
+    }
+
+    fn on(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let endings = broadcast::Sender::new(ENDINGS_KEPT);
         let mut tasks = JoinSet::new();
@@ -267,5 +286,7 @@ const COMMAND_TIME: Duration = Duration::from_secs(30);
 /// A command's letter and two 64-bit numbers fit.
 const COMMAND_MAX_BYTES: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Connections that wait to be accepted: more than come at once.
+const BACKLOG: i32 = 1024;
 /// Endings that a slow test may fall behind by.
 const ENDINGS_KEPT: usize = 1024;

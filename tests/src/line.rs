@@ -1,9 +1,11 @@
 //! Emulated lines: what stands between a relay and `reconst` in place of a neighbour's DSL, 4G or modem.
 //!
 //! [`Conditions`] say what one direction of a line is like; [`direction`] is the line itself, sans-IO and replayable from a
-//! seed; [`forwarder`] carries real UDP packets of this machine's loopback over it. A line knows nothing of Tributary: it
+//! seed; [`forwarder`] carries real UDP packets of this machine's loopback over it, [`device`] all IP packets between network
+//! namespaces. A line knows nothing of Tributary: it
 //! takes and gives opaque packets.
 
+pub mod device;
 pub mod direction;
 pub mod forwarder;
 
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 use shared::units::Rate;
 
+pub use device::{DeviceLine, DeviceLines};
 pub use direction::{Counters, Direction};
 pub use forwarder::{LineHandle, Lines};
 

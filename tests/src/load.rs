@@ -19,7 +19,7 @@ use tokio::{
     net::TcpStream,
 };
 
-pub use connect::{ConnectError, Via};
+pub use connect::{CongestionControl, ConnectError, Via};
 
 use crate::{
     content::{COUNT_EVERY, WRONG},
@@ -94,6 +94,11 @@ impl Client {
     /// A client without any progress.
     pub fn new(via: Via, content: Target) -> Self {
         Self { via, content, progress: Arc::default() }
+    }
+
+    /// The payload bytes of all of its transfers so far.
+    pub fn carried(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
     }
 
     /// Downloads `bytes` of the stream of `seed` to the end and checks each; the longest time without any.

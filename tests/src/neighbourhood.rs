@@ -29,8 +29,9 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 pub use proxy::Proxy;
+pub(crate) use proxy::proxy_config;
 
-use ports::take_port;
+pub(crate) use ports::take_port;
 
 use crate::{
     content::ContentServer,

@@ -1,12 +1,17 @@
 //! Ways to a content server: directly, through a SOCKS5 proxy, or through an HTTP proxy's CONNECT.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use shared::target::{Host, Target};
+use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 /// How a client reaches the content server.
@@ -14,10 +19,33 @@ use tokio::{
 pub enum Via {
     /// By a TCP connection of its own.
     Direct,
+    /// By a TCP connection from this address of the client's host.
+    From(IpAddr, CongestionControl),
+    /// By an MPTCP connection whose first subflow is from this address.
+    Multipath(IpAddr, CongestionControl),
     /// Through the SOCKS5 proxy there.
     Socks5(SocketAddr),
     /// Through the HTTP proxy there.
     HttpConnect(SocketAddr),
+}
+
+/// A congestion control of the kernel's TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum CongestionControl {
+    /// RFC 9438
+    Cubic,
+    /// The kernel's BBR
+    Bbr,
+}
+
+impl CongestionControl {
+    /// Its name in the kernel.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cubic => "cubic",
+            Self::Bbr => "bbr",
+        }
+    }
 }
 
 /// A connection that did not come about.
@@ -46,6 +74,8 @@ impl Via {
         let connect = async {
             match self {
                 Self::Direct => direct(content).await,
+                Self::From(address, control) => from(address, control, Protocol::TCP, content).await,
+                Self::Multipath(address, control) => from(address, control, Protocol::MPTCP, content).await,
                 Self::Socks5(proxy) => socks5(proxy, content).await,
                 Self::HttpConnect(proxy) => http_connect(proxy, content).await,
             }
@@ -63,6 +93,18 @@ async fn direct(content: &Target) -> Result<TcpStream, ConnectError> {
     Ok(socket)
 }
 
+async fn from(address: IpAddr, control: CongestionControl, protocol: Protocol, content: &Target) -> Result<TcpStream, ConnectError> {
+    let Host::Ip(ip) = content.host else { return Err(nonsense("from an address one connects to an address")) };
+    let destination = SocketAddr::new(ip, content.port);
+    let socket = Socket::new(Domain::for_address(destination), Type::STREAM, Some(protocol))?;
+    socket.set_tcp_congestion(control.name().as_bytes())?;
+    socket.bind(&SocketAddr::new(address, 0).into())?;
+    socket.set_nonblocking(true)?;
+    let socket = TcpSocket::from_std_stream(socket.into()).connect(destination).await?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
+
 async fn socks5(proxy: SocketAddr, content: &Target) -> Result<TcpStream, ConnectError> {
     let mut socket = TcpStream::connect(proxy).await?;
     socket.set_nodelay(true)?;
@@ -74,11 +116,11 @@ async fn socks5(proxy: SocketAddr, content: &Target) -> Result<TcpStream, Connec
     }
     let mut request = vec![5, 1, 0];
     match &content.host {
-        Host::Ip(std::net::IpAddr::V4(ip)) => {
+        Host::Ip(IpAddr::V4(ip)) => {
             request.push(1);
             request.extend(ip.octets());
         }
-        Host::Ip(std::net::IpAddr::V6(ip)) => {
+        Host::Ip(IpAddr::V6(ip)) => {
             request.push(4);
             request.extend(ip.octets());
         }

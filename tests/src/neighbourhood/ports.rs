@@ -10,7 +10,7 @@ use rand::RngExt;
 
 /// A UDP port that is free on all of `ips` and was never given before in this process: below those that systems give out of
 /// themselves, so that no other socket takes it before it is bound.
-pub(super) fn take_port(ips: &[IpAddr]) -> Option<u16> {
+pub(crate) fn take_port(ips: &[IpAddr]) -> Option<u16> {
     let mut taken = TAKEN_PORTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let mut random = rand::rng();
     let mut candidates = (0..PORT_TRIES).map(|_| random.random_range(PORTS));

@@ -25,15 +25,9 @@ impl Proxy {
         hears_at: Option<SocketAddr>,
     ) -> anyhow::Result<Self> {
         let config = proxy_local::Config {
-            listen: vec![proxy_local::Bind { address: listen, is_required: true }],
-            relays: relays.to_vec(),
             discover: hears_at.is_some(),
             announce_listen: hears_at.unwrap_or(listen),
-            scheduler,
-            // Everything here is on loopback, which the bypass would reach directly.
-            bypass: None,
-            limits: proxy_local::inbound::Limits { drain: DRAIN_TIME, ..Default::default() },
-            ..proxy_local::Config::new(vec![user.clone()])
+            ..proxy_config(user, listen, relays, scheduler)
         };
         let program = Program::start("proxy-local", move |shutdown| proxy_local::start(config, shutdown)).await?;
         Ok(Self { program })
@@ -73,6 +67,25 @@ impl Proxy {
     /// If it fails to drain in time.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.program.stop(proxy_local::Running::wait).await
+    }
+}
+
+/// A proxy that knows these relays alone, and reaches what is on loopback through them.
+pub(crate) fn proxy_config(
+    user: &Profile,
+    listen: SocketAddr,
+    relays: &[SocketAddr],
+    scheduler: proxy_local::config::Scheduler,
+) -> proxy_local::Config {
+    proxy_local::Config {
+        listen: vec![proxy_local::Bind { address: listen, is_required: true }],
+        relays: relays.to_vec(),
+        discover: false,
+        scheduler,
+        // Everything here is on loopback, which the bypass would reach directly.
+        bypass: None,
+        limits: proxy_local::inbound::Limits { drain: DRAIN_TIME, ..Default::default() },
+        ..proxy_local::Config::new(vec![user.clone()])
     }
 }
 
