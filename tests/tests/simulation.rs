@@ -16,6 +16,7 @@ use neighbourhood::{
     line::Conditions,
     simulation::{
         oracle::{Verdict, play},
+        parcels::ParcelPlan,
         script::{Act, ApplicationPlan, FlowPlan, Malice, Script},
     },
 };
@@ -59,7 +60,10 @@ fn the_scripts_see_every_kind_of_end() {
         all.reset += verdict.reset;
         all.aborted += verdict.aborted;
         all.was_broken |= verdict.was_broken;
+        all.parcels_sent += verdict.parcels_sent;
+        all.parcels_arrived += verdict.parcels_arrived;
     }
+    assert!(all.parcels_arrived > all.parcels_sent / 4, "{all:?}");
     assert!(all.complete > 0 && all.reset > 0 && all.aborted > 0 && all.was_broken, "{all:?}");
     assert!(kinds.iter().all(|count| *count > 0), "{:?}: {kinds:?}", [Malice::None, Malice::Replay, Malice::Forge]);
 }
@@ -83,11 +87,46 @@ fn an_end_may_refuse_most_flows_of_its_peer() {
         lines: vec![(way, way)],
         weights: vec![1],
         acts: vec![(Duration::ZERO, Act::Join(0, Duration::ZERO)), (Duration::ZERO, Act::Calm)],
-        flows: (0..100).map(|number| FlowPlan { opens_at: Duration::from_millis(5 * number), proxy: plan, reconst: plan }).collect(),
+        flows: (0..100)
+            .map(|number| FlowPlan { opens_at: Duration::from_millis(5 * number), proxy: plan, reconst: plan, parcels: None })
+            .collect(),
         calm_from: Duration::ZERO,
     };
     let verdict = play(&script, false).unwrap_or_else(|violation| panic!("{violation}"));
     assert!(verdict.aborted > 0 && verdict.complete > 0, "{verdict:?}");
+}
+
+#[test]
+fn on_lines_that_lose_nothing_every_parcel_arrives_whatever_its_size_and_the_policy() {
+    let bulk = ApplicationPlan { bytes: 600_000, write_bytes: 20_000, ..ApplicationPlan::LISTENER };
+    // A byte now and then, so that the flow lasts for as long as its parcels.
+    let lasting = ApplicationPlan { bytes: 100, write_bytes: 1, write_pause: Duration::from_millis(50), ..ApplicationPlan::LISTENER };
+    for policy in [Policy::Adaptive, Policy::WeightedRoundRobin, Policy::RoundRobin, Policy::Redundant] {
+        for bytes in [(4, 1500), (160, 160), (1300, 1500), (10_000, 65_000)] {
+            let way = |bits_per_second, delay| Conditions { mtu_bytes: 1400, ..Conditions::steady(Rate { bits_per_second }, delay) };
+            let lines: Vec<_> = [(20_000_000, DELAY), (20_000_000, 2 * DELAY), (30_000_000, 3 * DELAY)]
+                .map(|(rate, delay)| (way(rate, delay), way(rate, delay)))
+                .into();
+            let parcels = ParcelPlan { count: 40, bytes, every: Duration::from_millis(40), policy };
+            let script = Script {
+                seed: 0,
+                malice: Malice::None,
+                policy: Policy::Adaptive,
+                proxy_limits: Limits::default(),
+                reconst_limits: Limits::default(),
+                timer_tick: Duration::ZERO,
+                weights: vec![2, 1, 3],
+                acts: (0..3).map(|line| (Duration::ZERO, Act::Join(line, Duration::ZERO))).chain([(Duration::ZERO, Act::Calm)]).collect(),
+                lines,
+                flows: [(lasting, Some(parcels)), (bulk, None)]
+                    .map(|(plan, parcels)| FlowPlan { opens_at: Duration::from_millis(1), proxy: plan, reconst: plan, parcels })
+                    .into(),
+                calm_from: Duration::ZERO,
+            };
+            let verdict = play(&script, false).unwrap_or_else(|violation| panic!("{policy} {bytes:?}: {violation}"));
+            assert_eq!((verdict.parcels_sent, verdict.parcels_arrived), (80, 80), "{policy} {bytes:?}");
+        }
+    }
 }
 
 /// Plays `seeds` on all processors; gives those that fail, and why.

@@ -68,6 +68,7 @@ pub(super) struct State {
 struct FlowWakers {
     reader: Option<Waker>,
     writer: Option<Waker>,
+    parcel_reader: Option<Waker>,
 }
 
 impl SessionHandle {
@@ -157,6 +158,7 @@ impl SessionHandle {
             for flow in std::mem::take(&mut state.wakers_by_flow).into_values() {
                 wakers.extend(flow.reader);
                 wakers.extend(flow.writer);
+                wakers.extend(flow.parcel_reader);
             }
             (std::mem::take(&mut state.connections), wakers)
         };
@@ -281,6 +283,10 @@ impl State {
         self.wakers_by_flow.entry(id).or_default().writer = Some(context.waker().clone());
     }
 
+    pub(super) fn wait_for_parcel(&mut self, id: FlowId, context: &Context<'_>) {
+        self.wakers_by_flow.entry(id).or_default().parcel_reader = Some(context.waker().clone());
+    }
+
     pub(super) fn release(&mut self, id: FlowId) {
         self.core.release(id);
         self.wakers_by_flow.remove(&id);
@@ -312,6 +318,7 @@ impl State {
                 Event::Leave(id, why) => self.leaving.send_modify(|leaving| {
                     leaving.insert(id, why);
                 }),
+                Event::Parcel(id) => woken.extend(self.wakers_by_flow.get_mut(&id).and_then(|flow| flow.parcel_reader.take())),
                 Event::Path(id, path_state) => {
                     tracing::debug!(%id, ?path_state, "path");
                     paths_changed = true;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{control::AbortCode, reorder::Reorder, schedule::Class, send_buffer::SendBuffer};
+use super::{control::AbortCode, parcel::Parcels, reorder::Reorder, schedule::Class, send_buffer::SendBuffer};
 
 /// One flow.
 #[derive(Debug)]
@@ -12,8 +12,11 @@ pub(super) struct Flow {
     /// The credit given beyond what the application has read.
     pub(super) window: u64,
     credit_given_at: Option<Instant>,
-    /// The queue that the flow waits in for a path, if any.
+    /// The queue that the flow waits in for a path, if any, and its place among all that wait.
     pub(super) queued: Option<Class>,
+    pub(super) ticket: u64,
+    /// What a UDP flow carries besides.
+    pub(super) parcels: Option<Box<Parcels>>,
     /// Bytes sent since the flow last paused.
     burst_bytes: u64,
     last_sent_at: Option<Instant>,
@@ -40,6 +43,8 @@ impl Flow {
             window,
             credit_given_at: None,
             queued: None,
+            ticket: 0,
+            parcels: None,
             burst_bytes: 0,
             last_sent_at: None,
             writer_waits: false,

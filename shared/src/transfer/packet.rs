@@ -1,14 +1,17 @@
-//! What a path's datagrams hold: acknowledgements, pings and chunks.
+//! What a path's datagrams hold: acknowledgements, pings, chunks of flows and fragments of parcels.
 //!
 //! ```text
 //! datagram = kind [seq] body *(kind body)
 //! kind     = 0x01 ping | 0x02 acknowledgement | 0x04..0x07 chunk (bit 0: last of its flow, bit 1: length given)
+//!            | 0x08 parcel | 0x09 part of a parcel
 //!            bit 7, in the first kind alone: the datagram is tracked and `seq` (varint) follows
 //! ack      = path, largest, received_at_us, delay_us, ranges, length - 1 of the highest range, *(gap - 1, length - 1)
 //! chunk    = flow, offset, [length], bytes; without a length the bytes go on to the datagram's end
+//! parcel   = flow, number, length, bytes
+//! part     = flow, number, length of the whole, offset, length, bytes
 //! ```
-//! All integers are varints. A tracked datagram is acknowledged, congestion controlled and, if lost, its chunks go out again;
-//! one that holds nothing but acknowledgements isn't tracked.
+//! All integers are varints. A tracked datagram is acknowledged, congestion controlled and, if lost, its chunks go out again, its parcels
+//! never; one that holds nothing but acknowledgements isn't tracked.
 
 use std::ops::Range;
 
@@ -28,6 +31,8 @@ pub enum Frame {
     Ack(Ack),
     /// A slice of a flow.
     Chunk(Chunk),
+    /// A parcel, or a part of one.
+    Fragment(Fragment),
 }
 
 /// What arrived of a path's tracked datagrams.
@@ -56,6 +61,24 @@ pub struct Chunk {
     pub bytes: Bytes,
 }
 
+/// A parcel of a UDP flow, whole or in part.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    /// The flow.
+    pub flow: FlowId,
+    /// The parcel's number in its direction of the flow.
+    pub number: u64,
+    /// The length of the whole parcel, at most [`PARCEL_BYTES_MAX`].
+    pub total: u32,
+    /// The place of the first byte in the parcel.
+    pub offset: u32,
+    /// The bytes; a part has at least one.
+    pub bytes: Bytes,
+}
+
+/// The longest parcel: the payload of the longest UDP datagram over IPv6 without jumbograms, and a target with the longest name.
+pub const PARCEL_BYTES_MAX: usize = 65_527 + 258;
+
 /// The most ranges an acknowledgement holds: what two dozen separate losses between two received acknowledgements need.
 pub const MAX_ACK_RANGES: usize = 24;
 
@@ -64,7 +87,19 @@ const ACK: u8 = 0x02;
 const CHUNK: u8 = 0x04;
 const CHUNK_FIN: u8 = 0x01;
 const CHUNK_LENGTH: u8 = 0x02;
+const PARCEL: u8 = 0x08;
+const PARCEL_PART: u8 = 0x09;
 const TRACKED: u8 = 0x80;
+
+/// Lengths behind which bytes follow take two bytes whatever they are, so that the room is known before the length is.
+const LENGTH_BYTES: usize = 2;
+
+impl Fragment {
+    /// Whether this is the whole parcel.
+    pub fn is_whole(&self) -> bool {
+        self.bytes.len() == self.total as usize
+    }
+}
 
 impl Ack {
     /// The highest number that arrived.
@@ -139,7 +174,7 @@ impl DatagramWriter {
             header += self.tracked.map_or(0, |seq| wire::varint_len(seq.0));
         }
         if length_given {
-            header += 2;
+            header += LENGTH_BYTES;
         }
         self.remaining().checked_sub(header)
     }
@@ -157,13 +192,48 @@ impl DatagramWriter {
         wire::put_varint(&mut self.out, flow.0);
         wire::put_varint(&mut self.out, offset);
         if length_given {
-            // Always two bytes, so that the room is known before the length is.
-            self.out.extend_from_slice(&(0x4000 | len as u16).to_be_bytes());
+            self.put_length(len);
         }
         let before = self.out.len();
         fill(&mut self.out);
         debug_assert_eq!(self.out.len() - before, len);
         debug_assert!(self.out.len() <= self.limit);
+    }
+
+    /// The bytes of a parcel, or of the part of one of `total` bytes at an offset, that fit behind what is there, or `None` if the
+    /// header alone doesn't.
+    pub fn fragment_room(&self, flow: FlowId, number: u64, part: Option<(u32, u32)>) -> Option<usize> {
+        self.remaining().checked_sub(self.fragment_header(flow, number, part, self.out.is_empty()))
+    }
+
+    /// The bytes of a parcel that would fit if nothing were there yet.
+    pub fn fragment_room_alone(&self, flow: FlowId, number: u64) -> usize {
+        self.limit.saturating_sub(self.fragment_header(flow, number, None, true))
+    }
+
+    /// Appends a parcel or a part of one, of at most [`DatagramWriter::fragment_room`] bytes.
+    pub fn put_fragment(&mut self, fragment: &Fragment) {
+        let is_whole = fragment.is_whole();
+        self.put_kind(if is_whole { PARCEL } else { PARCEL_PART });
+        wire::put_varint(&mut self.out, fragment.flow.0);
+        wire::put_varint(&mut self.out, fragment.number);
+        if !is_whole {
+            wire::put_varint(&mut self.out, u64::from(fragment.total));
+            wire::put_varint(&mut self.out, u64::from(fragment.offset));
+        }
+        self.put_length(fragment.bytes.len());
+        self.out.extend_from_slice(&fragment.bytes);
+        debug_assert!(self.out.len() <= self.limit);
+    }
+
+    fn fragment_header(&self, flow: FlowId, number: u64, part: Option<(u32, u32)>, is_first: bool) -> usize {
+        let seq = self.tracked.filter(|_| is_first).map_or(0, |seq| wire::varint_len(seq.0));
+        let part = part.map_or(0, |(total, offset)| wire::varint_len(u64::from(total)) + wire::varint_len(u64::from(offset)));
+        1 + seq + wire::varint_len(flow.0) + wire::varint_len(number) + part + LENGTH_BYTES
+    }
+
+    fn put_length(&mut self, len: usize) {
+        self.out.extend_from_slice(&(0x4000 | len as u16).to_be_bytes());
     }
 
     /// The datagram.
@@ -210,6 +280,7 @@ impl DatagramReader {
             PING => Ok(Some(Frame::Ping)),
             ACK => self.take_ack().map(|ack| Some(Frame::Ack(ack))),
             CHUNK..=0x07 => self.take_chunk(kind).map(|chunk| Some(Frame::Chunk(chunk))),
+            PARCEL | PARCEL_PART => self.take_fragment(kind == PARCEL_PART).map(|fragment| Some(Frame::Fragment(fragment))),
             _ => Err(WireError::Value("frame kind")),
         }
     }
@@ -247,6 +318,22 @@ impl DatagramReader {
             return Err(WireError::Value("offset"));
         }
         Ok(Chunk { flow, offset, fin: kind & CHUNK_FIN != 0, bytes: self.input.split_to(len as usize) })
+    }
+
+    fn take_fragment(&mut self, is_part: bool) -> Result<Fragment, WireError> {
+        let flow = FlowId(wire::take_varint(&mut self.input)?);
+        let number = wire::take_varint(&mut self.input)?;
+        let part = if is_part { Some((wire::take_varint(&mut self.input)?, wire::take_varint(&mut self.input)?)) } else { None };
+        let len = wire::take_varint(&mut self.input)?;
+        if len > self.input.len() as u64 {
+            return Err(WireError::Short);
+        }
+        let (total, offset) = part.unwrap_or((len, 0));
+        let is_within = total <= PARCEL_BYTES_MAX as u64 && offset + len <= total;
+        if !is_within || (is_part && (len == 0 || len == total)) {
+            return Err(WireError::Value("fragment"));
+        }
+        Ok(Fragment { flow, number, total: total as u32, offset: offset as u32, bytes: self.input.split_to(len as usize) })
     }
 }
 
@@ -286,6 +373,11 @@ mod tests {
             let room = writer.chunk_room(FlowId(3), offset, true).expect("room");
             prop_assert!(room >= first.len());
             writer.put_chunk(FlowId(3), offset, false, first.len(), true, |out| out.extend_from_slice(&first));
+            let whole = Fragment { flow: FlowId(5), number: largest, total: first.len() as u32, offset: 0, bytes: first.clone().into() };
+            let part = Fragment { flow: FlowId(6), number: seq, total: 60_000, offset: second.len() as u32, bytes: vec![7; 1 + second.len()].into() };
+            prop_assert!(writer.fragment_room(whole.flow, whole.number, None).expect("room") >= first.len());
+            writer.put_fragment(&whole);
+            writer.put_fragment(&part);
             writer.put_chunk(FlowId(4), offset, true, second.len(), false, |out| out.extend_from_slice(&second));
             let (reader, got_seq) = DatagramReader::new(writer.finish()).expect("a datagram");
             prop_assert_eq!(got_seq, Some(Seq(seq)));
@@ -293,7 +385,9 @@ mod tests {
             ranges.truncate(MAX_ACK_RANGES);
             prop_assert_eq!(&frames[0], &Frame::Ack(Ack { path: PathId(7), received_at_us: 1234, delay_us: 567, ranges }));
             prop_assert_eq!(&frames[1], &Frame::Chunk(Chunk { flow: FlowId(3), offset, fin: false, bytes: first.into() }));
-            prop_assert_eq!(&frames[2], &Frame::Chunk(Chunk { flow: FlowId(4), offset, fin: true, bytes: second.into() }));
+            prop_assert_eq!(&frames[2], &Frame::Fragment(whole));
+            prop_assert_eq!(&frames[3], &Frame::Fragment(part));
+            prop_assert_eq!(&frames[4], &Frame::Chunk(Chunk { flow: FlowId(4), offset, fin: true, bytes: second.into() }));
         }
 
         #[test]
@@ -315,6 +409,32 @@ mod tests {
             let room = writer.chunk_room(FlowId(1), 1 << 33, false).expect("room");
             writer.put_chunk(FlowId(1), 1 << 33, false, room, false, |out| out.resize(out.len() + room, 9));
             assert_eq!(writer.finish().len(), limit);
+        }
+    }
+
+    #[test]
+    fn a_parcel_and_a_part_fill_their_datagram_to_the_byte() {
+        for limit in [100, 1200, 1450] {
+            for part in [None, Some((50_000, 20_000))] {
+                let mut writer = DatagramWriter::new(limit, Some(Seq(70_000)));
+                let room = writer.fragment_room(FlowId(70), 1 << 33, part).expect("room");
+                let (total, offset) = part.unwrap_or((room as u32, 0));
+                writer.put_fragment(&Fragment { flow: FlowId(70), number: 1 << 33, total, offset, bytes: vec![1; room].into() });
+                assert_eq!(writer.finish().len(), limit);
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_beyond_its_parcel_is_refused() {
+        for (total, offset, len) in [(100, 90, 11), (PARCEL_BYTES_MAX as u64 + 1, 0, 5), (10, 0, 10), (10, 5, 0), (1 << 61, 1 << 60, 9)] {
+            let mut bytes = vec![PARCEL_PART];
+            for value in [3, 4, total, offset, len] {
+                wire::put_varint(&mut bytes, value);
+            }
+            bytes.resize(bytes.len() + 20, 0);
+            let (mut reader, _) = DatagramReader::new(bytes.into()).expect("a kind");
+            assert_eq!(reader.next(), Some(Err(WireError::Value("fragment"))), "{total} {offset} {len}");
         }
     }
 }

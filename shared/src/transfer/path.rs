@@ -82,6 +82,8 @@ pub struct PathCounters {
     pub acked_bytes: u64,
     /// Times that the other end said that the line has held it back lately.
     pub told_full: u64,
+    /// Parcels that arrived by this path, whole or in part, for the first time or again.
+    pub received_parcels: u64,
     /// Datagrams declared lost.
     pub lost_datagrams: u64,
     /// Flow bytes that went out on this path though another path had them already.
@@ -175,13 +177,14 @@ impl Path {
         min_rtt.max(drain) - min_rtt / 2
     }
 
-    /// The oldest datagram in flight that should have been acknowledged by now, or that is not expected to arrive within `ahead`,
+    /// The oldest datagram in flight with pieces that should have been acknowledged by now, or that is not expected to arrive within `ahead`,
     /// for another path to carry as well. Each is given once.
     pub(super) fn take_late(&mut self, now: Instant, ahead: Duration) -> Option<Pieces> {
         let rtt = self.recovery.rtt().smoothed();
         let margin = (rtt / 4).max(LATE_MARGIN);
         let acknowledged_after = rtt / 2 + self.recovery.ack_delay() + margin;
-        self.recovery.reinject(|sent| now > sent.due + acknowledged_after || sent.due > now + ahead + margin)
+        let is_late = |due: Instant| now > due + acknowledged_after || due > now + ahead + margin;
+        self.recovery.reinject(|sent| !sent.pieces.is_empty() && is_late(sent.due))
     }
 
     pub(super) fn on_tracked_sent(&mut self, now: Instant) {

@@ -120,6 +120,11 @@ impl Pieces {
         }
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
     /// The pieces.
     pub fn iter(&self) -> impl Iterator<Item = Piece> + '_ {
         self.first.iter().chain(&self.more).copied()

@@ -7,6 +7,7 @@ use clap::Parser;
 use neighbourhood::{
     scene::{Scene, Way},
     simulation::{
+        call::CallTrial,
         lines::{LineSpec, drawn},
         measure::{LineOutcome, Outcome, Trial, request_by_tcp},
     },
@@ -50,6 +51,9 @@ struct Arguments {
     /// Take each line away in turn, and say what that changes
     #[arg(long)]
     without: bool,
+    /// What a call of 64 kbit/s beside an upload hears instead, by each way to spread its datagrams
+    #[arg(long)]
+    call: bool,
     /// One row a scene, not one a line
     #[arg(long)]
     brief: bool,
@@ -80,6 +84,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             && !(1..=scene.lines.len()).contains(&kill)
         {
             return Err(Failure::usage(format!("--kill {kill}: {} has lines 1 to {}", scene.name, scene.lines.len())).into());
+        }
+        if arguments.call {
+            print_call(arguments, scene)?;
+            continue;
         }
         let figures = measure(arguments, scene)?;
         if is_brief {
@@ -114,6 +122,31 @@ fn scenes(arguments: &Arguments) -> anyhow::Result<Vec<Scene>> {
         }
     }
     Ok(scenes)
+}
+
+fn print_call(arguments: &Arguments, scene: &Scene) -> anyhow::Result<()> {
+    println!("{}: {}", scene.name, scene.description);
+    println!(
+        "  {:<10} {:>8} {:>9} {:>9} {:>9} {:>8} {:>14}",
+        "datagrams", "lost/%", "p50/ms", "p99/ms", "max/ms", "gap/ms", "upload/Mbit/s"
+    );
+    for policy in [Policy::Adaptive, Policy::WeightedRoundRobin, Policy::Redundant] {
+        let kill = arguments.kill.map(|line| line - 1);
+        let trial = CallTrial { has_bulk: true, kill, seed: arguments.seed, ..CallTrial::new(scene.lines.clone(), policy) };
+        let outcome = trial.run().with_context(|| format!("the core failed over {} with seed {}", scene.name, arguments.seed))?;
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        println!(
+            "  {:<10} {:>8.3} {:>9.1} {:>9.1} {:>9.1} {:>8.1} {:>14.2}",
+            policy.to_string(),
+            outcome.lost() * 100.0,
+            millis(outcome.delay(0.5)),
+            millis(outcome.delay(0.99)),
+            millis(outcome.delay(1.0)),
+            millis(outcome.longest_gap),
+            outcome.bulk_bytes as f64 * 8.0 / 1e6 / trial.lasts.as_secs_f64()
+        );
+    }
+    Ok(())
 }
 
 fn measure(arguments: &Arguments, scene: &Scene) -> anyhow::Result<Figures> {

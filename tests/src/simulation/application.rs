@@ -181,14 +181,14 @@ impl Application {
 }
 
 /// The bytes at `offset` of what `side` writes into `flow`; `len` is at most [`PATTERN_BYTES`].
-fn content(flow: FlowId, side: Side, offset: u64, len: usize) -> &'static [u8] {
+pub(super) fn content(flow: FlowId, side: Side, offset: u64, len: usize) -> &'static [u8] {
     let shift = flow.0.wrapping_mul(7919) + if side == Side::Proxy { 0 } else { 4001 };
     let start = ((offset + shift) % PATTERN_BYTES as u64) as usize;
     &PATTERN[start..start + len]
 }
 
 /// A prime, so that no chunk or block size is in step with it.
-const PATTERN_BYTES: usize = 65_521;
+pub(super) const PATTERN_BYTES: usize = 65_521;
 
 /// The pattern twice, so that any slice of its length is in one piece.
 static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use rand::{RngExt, rngs::StdRng};
 use shared::{
     ids::{FlowId, PathId, Seq},
-    transfer::packet::DatagramWriter,
+    transfer::packet::{DatagramWriter, Fragment, PARCEL_BYTES_MAX},
     wire::VARINT_MAX,
 };
 
@@ -43,8 +43,17 @@ fn well_formed(random: &mut StdRng) -> Bytes {
     let seq = random.random_bool(0.7).then(|| Seq(number(random)));
     let mut writer = DatagramWriter::new(1400, seq);
     for _ in 0..random.random_range(1..40) {
-        match random.random_range(0..4) {
+        match random.random_range(0..5) {
             0 => writer.put_ping(),
+            4 => {
+                let (flow, number) = (FlowId(number(random)), number(random));
+                let total = random.random_range(0..=PARCEL_BYTES_MAX) as u32;
+                let offset = random.random_range(0..=total);
+                let Some(room) = writer.fragment_room(flow, number, Some((total, offset))) else { break };
+                let len = room.min((total - offset) as usize).min(40);
+                let (total, offset) = if len == 0 { (0, 0) } else { (total, offset) };
+                writer.put_fragment(&Fragment { flow, number, total, offset, bytes: vec![0x66; len].into() });
+            }
             1 if writer.remaining() > 300 => {
                 let mut end = number(random).max(1);
                 let mut ranges = Vec::new();

@@ -12,6 +12,7 @@ use shared::{
     ids::{FlowId, PathId},
     transfer::{
         control::{AbortCode, Leaving},
+        parcel,
         path::PathState,
         session::{Event, Limits, SessionError, Side},
     },
@@ -21,7 +22,8 @@ use thiserror::Error;
 use super::{
     application::{Application, State},
     forgery::forged,
-    script::{Act, ApplicationPlan, Malice, Script},
+    parcels::Correspondent,
+    script::{Act, ApplicationPlan, FlowPlan, Malice, Script},
     world::{Fault, Occurrence, SIDES, World, other},
 };
 use crate::line::{Conditions, Loss};
@@ -37,6 +39,10 @@ pub struct Verdict {
     pub aborted: u32,
     /// Datagrams sent.
     pub datagrams: u64,
+    /// Parcels sent, and parcels that arrived.
+    pub parcels_sent: u32,
+    /// See `parcels_sent`.
+    pub parcels_arrived: u32,
     /// Whether forged datagrams ended the session.
     pub was_broken: bool,
     /// The virtual time that it took.
@@ -86,6 +92,7 @@ struct Play<'a> {
     world: World,
     random: StdRng,
     applications: BTreeMap<(FlowId, Side), Application>,
+    correspondents: BTreeMap<(FlowId, Side), Correspondent>,
     wakes: BinaryHeap<Reverse<(Instant, FlowId, Side)>>,
     /// The flows of the script by number, in the order in which they opened.
     plan_by_flow: BTreeMap<FlowId, usize>,
@@ -114,6 +121,7 @@ impl<'a> Play<'a> {
             world,
             random: StdRng::seed_from_u64(!script.seed),
             applications: BTreeMap::new(),
+            correspondents: BTreeMap::new(),
             wakes: BinaryHeap::new(),
             plan_by_flow: BTreeMap::new(),
             next_flow: 0,
@@ -184,6 +192,11 @@ impl<'a> Play<'a> {
         {
             self.wakes.pop();
             self.wake(flow, side)?;
+        }
+        for ((_, side), correspondent) in &mut self.correspondents {
+            if correspondent.acts_at().is_some_and(|at| at <= now) {
+                correspondent.act(now, self.world.end(*side));
+            }
         }
         Ok(())
     }
@@ -283,7 +296,7 @@ impl<'a> Play<'a> {
     }
 
     fn react(&mut self, side: Side, event: Event) -> Result<(), Violation> {
-        if !matches!(event, Event::Readable(_) | Event::Writable(_)) {
+        if !matches!(event, Event::Readable(_) | Event::Writable(_) | Event::Parcel(_)) {
             self.trace(|| format!("{side:?}: {event:?}"));
         }
         match event {
@@ -303,13 +316,17 @@ impl<'a> Play<'a> {
                 }
                 self.wake(flow, side)
             }
+            Event::Parcel(flow) => match self.correspondents.get_mut(&(flow, side)) {
+                Some(correspondent) => correspondent.receive(self.world.end(side)).map_err(Violation::Bytes),
+                None => Ok(()),
+            },
             Event::Path(..) | Event::Leave(..) | Event::Roster => Ok(()),
         }
     }
 
     fn begin(&mut self, now: Instant, flow: FlowId, side: Side) -> Result<(), Violation> {
         let plan = self.plan_by_flow.get(&flow).map(|&place| &self.script.flows[place]);
-        let own = |plan: &super::script::FlowPlan, side| if side == Side::Proxy { plan.proxy } else { plan.reconst };
+        let own = |plan: &FlowPlan, side| if side == Side::Proxy { plan.proxy } else { plan.reconst };
         let application_plan = plan.map_or(ApplicationPlan::LISTENER, |plan| own(plan, side));
         let is_checked = self.script.malice != Malice::Forge;
         let expected = plan.filter(|_| is_checked).map(|plan| own(plan, other(side)).bytes);
@@ -319,6 +336,10 @@ impl<'a> Play<'a> {
         let application = Application::new(now, flow, side, application_plan, expected);
         if self.applications.insert((flow, side), application).is_some() {
             return Err(Violation::Bytes(format!("{flow} opened twice at {side:?}")));
+        }
+        if let Some(plan) = plan.and_then(|plan| plan.parcels) {
+            self.world.end(side).carry_parcels(flow, plan.policy);
+            self.correspondents.insert((flow, side), Correspondent::new(now, flow, side, plan, is_checked));
         }
         self.wake(flow, side)
     }
@@ -370,16 +391,18 @@ impl<'a> Play<'a> {
         // A flow that could not be opened yet tries again.
         let flow = self.script.flows.get(self.next_flow).map(|plan| self.world.at(plan.opens_at).max(now + OPEN_AGAIN_AFTER));
         let wake = self.wakes.peek().map(|Reverse((at, ..))| *at);
+        let parcel = self.correspondents.values().filter_map(Correspondent::acts_at).min();
         let joining = self.joining.iter().map(|(at, ..)| *at).min();
         // No event tells that an end has forgotten its last flow.
         let is_done = self.applications.values().all(|application| application.state() != State::Open);
         let look = is_done.then_some(now + LOOK_EVERY);
-        [act, flow, wake, joining, look].into_iter().flatten().fold(end, Instant::min)
+        [act, flow, wake, parcel, joining, look].into_iter().flatten().fold(end, Instant::min)
     }
 
     /// How long after all lines work everything must be done.
     fn patience(&self) -> Duration {
-        let bytes: u64 = self.script.flows.iter().map(|flow| flow.proxy.bytes + flow.reconst.bytes).sum();
+        let of_parcels = |flow: &FlowPlan| flow.parcels.map_or(0, |plan| 2 * u64::from(plan.count) * plan.bytes.1 as u64);
+        let bytes: u64 = self.script.flows.iter().map(|flow| flow.proxy.bytes + flow.reconst.bytes + of_parcels(flow)).sum();
         let ways = || self.script.lines.iter().flat_map(|(up, down)| [up, down]);
         let slowest = ways().map(|way| way.rate.bits_per_second).min().unwrap_or(1);
         PATIENCE + Duration::from_secs_f64(bytes as f64 * 8.0 / slowest as f64) * 10
@@ -408,7 +431,8 @@ impl<'a> Play<'a> {
         let received = windows + windows / 2 + flows * PIECES_BYTES;
         let own = self.applications.iter().filter(|((_, of), _)| *of == side);
         let sent: u64 = own.map(|(_, application)| application.written().min(limits.max_window + self.written_ahead())).sum();
-        received + sent + CONTROL_BYTES
+        let parcels = flows * (2 * parcel::FLOW_QUEUE_BYTES + parcel::FLOW_ASSEMBLY_BYTES) as u64;
+        received + sent + parcels + CONTROL_BYTES
     }
 
     /// What a flow takes from its application ahead of what is sent: more on long fast lines.
@@ -424,6 +448,8 @@ impl<'a> Play<'a> {
             reset: count(|state| state == State::Reset),
             aborted: count(|state| matches!(state, State::Aborted(_))),
             datagrams: self.world.sent_datagrams(),
+            parcels_sent: self.correspondents.values().map(|end| end.counts().0).sum(),
+            parcels_arrived: self.correspondents.values().map(|end| end.counts().1).sum(),
             was_broken: self.was_broken,
             took: self.world.elapsed(),
         }

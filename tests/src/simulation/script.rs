@@ -14,7 +14,11 @@ use shared::{
     units::Rate,
 };
 
-use super::{lines::log_uniform, world::SIDES};
+use super::{
+    lines::log_uniform,
+    parcels::{NUMBER_BYTES, ParcelPlan},
+    world::SIDES,
+};
 use crate::line::{Conditions, Loss};
 
 /// A session from its beginning to its end.
@@ -81,6 +85,8 @@ pub struct FlowPlan {
     pub proxy: ApplicationPlan,
     /// What the application at `reconst` does.
     pub reconst: ApplicationPlan,
+    /// The parcels that both send, if it is a UDP flow.
+    pub parcels: Option<ParcelPlan>,
 }
 
 /// What one end of a flow does.
@@ -148,6 +154,11 @@ impl Script {
             calm_from,
         };
         script.draw_acts(&mut random);
+        // Of its own, so that all else stays what it was without parcels.
+        let mut random = StdRng::seed_from_u64(seed ^ PARCELS_SEEDED);
+        for flow in &mut script.flows {
+            flow.parcels = random.random_bool(0.3).then(|| drawn_parcels(&mut random, calm_from));
+        }
         script
     }
 
@@ -279,7 +290,7 @@ fn drawn_flows(random: &mut StdRng, limits: Limits, until: Duration) -> Vec<Flow
             let proxy = drawn_application(random, limits, until);
             let answers = !proxy.answers && random.random_bool(0.4);
             let reconst = ApplicationPlan { answers, ..drawn_application(random, limits, until) };
-            FlowPlan { opens_at: moment(random, until).mul_f64(0.7), proxy, reconst }
+            FlowPlan { opens_at: moment(random, until).mul_f64(0.7), proxy, reconst, parcels: None }
         })
         .collect();
     flows.sort_by_key(|flow| flow.opens_at);
@@ -307,6 +318,17 @@ fn drawn_application(random: &mut StdRng, limits: Limits, until: Duration) -> Ap
     }
 }
 
+fn drawn_parcels(random: &mut StdRng, until: Duration) -> ParcelPlan {
+    let policies = [Policy::Adaptive, Policy::WeightedRoundRobin, Policy::RoundRobin, Policy::Redundant];
+    let most = log_uniform(random, 100.0, 65_000.0) as usize;
+    ParcelPlan {
+        count: random.random_range(1..=60),
+        bytes: (random.random_range(NUMBER_BYTES..=most.min(1500)), most.max(1500)),
+        every: if random.random_bool(0.2) { Duration::ZERO } else { moment(random, until / 20) },
+        policy: policies[random.random_range(0..4)],
+    }
+}
+
 /// How much later one end may know than the other.
 fn drawn_skew(random: &mut StdRng) -> Duration {
     if random.random_bool(0.5) { Duration::ZERO } else { moment(random, Duration::from_millis(400)) }
@@ -315,6 +337,9 @@ fn drawn_skew(random: &mut StdRng) -> Duration {
 fn moment(random: &mut StdRng, before: Duration) -> Duration {
     before.mul_f64(random.random::<f64>())
 }
+
+/// Sets what is drawn for parcels apart from what the seed gives otherwise.
+const PARCELS_SEEDED: u64 = 0x7061_7263_656c_7300;
 
 /// bit/s.
 const LEAST_RATE: f64 = 50e3;

@@ -103,9 +103,14 @@ impl Scheduler {
     /// The path among `candidates` that takes the next of the `pending` bytes at `now`, if any should.
     pub fn choose(&mut self, now: Instant, candidates: &[Candidate], pending: Pending) -> Option<PathId> {
         let began = *self.began.get_or_insert(now);
-        match self.policy {
+        let is_exploring = self.policy == Policy::WeightedRoundRobin && is_exploring(began, now, candidates);
+        self.choose_by(if is_exploring { Policy::Adaptive } else { self.policy }, candidates, pending)
+    }
+
+    /// As [`Scheduler::choose`], by another policy and strictly by it; the turns are the same.
+    pub fn choose_by(&mut self, policy: Policy, candidates: &[Candidate], pending: Pending) -> Option<PathId> {
+        match policy {
             Policy::Adaptive | Policy::Redundant => adaptive::choose(candidates, pending),
-            Policy::WeightedRoundRobin if is_exploring(began, now, candidates) => adaptive::choose(candidates, pending),
             Policy::WeightedRoundRobin => self.turns.choose(candidates, |candidate| candidate.weight.weight.value()),
             Policy::RoundRobin => self.turns.choose(candidates, |_| 1),
         }
@@ -113,11 +118,7 @@ impl Scheduler {
 
     /// The path that takes a copy of what `original` took, if copies are the policy.
     pub fn choose_copy(&self, candidates: &[Candidate], original: PathId) -> Option<PathId> {
-        if self.policy != Policy::Redundant {
-            return None;
-        }
-        let others = candidates.iter().filter(|candidate| candidate.path != original && candidate.may_send);
-        others.min_by_key(|candidate| candidate.arrival).map(|candidate| candidate.path)
+        if self.policy == Policy::Redundant { second_best(candidates, original) } else { None }
     }
 }
 
@@ -132,6 +133,12 @@ fn is_exploring(began: Instant, now: Instant, candidates: &[Candidate]) -> bool 
 /// rate is known after some full seconds.
 const EXPLORED_EVERY: Duration = Duration::from_secs(60);
 const EXPLORED_FOR: Duration = Duration::from_secs(5);
+
+/// The path other than `original` on which a copy sent now arrives first.
+pub(super) fn second_best(candidates: &[Candidate], original: PathId) -> Option<PathId> {
+    let others = candidates.iter().filter(|candidate| candidate.path != original && candidate.may_send);
+    others.min_by_key(|candidate| candidate.arrival).map(|candidate| candidate.path)
+}
 
 impl FromStr for Policy {
     type Err = PolicyError;

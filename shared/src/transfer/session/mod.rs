@@ -3,12 +3,14 @@
 //! The contract: feed it with the `handle_*` and flow methods, then drain [`Session::poll_transmit`] and [`Session::poll_event`]
 //! until both are empty, then call [`Session::handle_timeout`] no later than [`Session::poll_timeout`]. It holds that
 //! * every byte that a flow takes comes out at the other end once and in order, whatever the paths do, or the flow is aborted;
+//! * every parcel of a UDP flow comes out at most once, whole, and soon;
 //! * memory is bounded: per flow by its credit, per session by [`Limits`];
 //! * nothing a peer sends panics; what breaks the rules ends the flow, or with [`SessionError`] the session.
 //!
 //! It opens no path and knows no socket: the driver adds paths that are authenticated and removes those that are gone. What arrives is
-//! worked in by `receive`, what leaves is put together by `transmit`.
+//! worked in by `receive`, what leaves is put together by `transmit`; `parcels` does both for UDP flows.
 
+mod parcels;
 mod receive;
 mod transmit;
 
@@ -20,6 +22,7 @@ use std::{
 use bytes::Bytes;
 use thiserror::Error;
 
+use self::parcels::ParcelTraffic;
 use super::{
     control::{AbortCode, Leaving, MessageReader},
     flow::Flow,
@@ -107,6 +110,8 @@ pub enum Event {
     Readable(FlowId),
     /// There is room to write, or the flow is aborted.
     Writable(FlowId),
+    /// A parcel arrived.
+    Parcel(FlowId),
     /// A path's state changed.
     Path(PathId, PathState),
     /// The other end asks to leave the path.
@@ -137,6 +142,18 @@ pub struct SessionCounters {
     pub read_bytes: u64,
     /// Flows opened.
     pub flows: u64,
+    /// Parcels of UDP flows that went out, each once, and their bytes.
+    pub sent_parcels: u64,
+    /// See `sent_parcels`.
+    pub sent_parcel_bytes: u64,
+    /// Parcels that arrived, each once, and their bytes.
+    pub received_parcels: u64,
+    /// See `received_parcels`.
+    pub received_parcel_bytes: u64,
+    /// Parcels that were dropped before they went out, for age or for room.
+    pub dropped_parcels: u64,
+    /// Fragments that had arrived before, and parcels for which there was no room on arrival.
+    pub discarded_parcels: u64,
 }
 
 /// One end of a session.
@@ -154,6 +171,9 @@ pub struct Session {
     closed: RangeSet,
     /// Flows with something to send, by class.
     waiting: BTreeMap<Class, VecDeque<FlowId>>,
+    /// The place that the next flow to wait gets.
+    next_ticket: u64,
+    parcels: ParcelTraffic,
     /// Flows that owe the other end a word about credit, and aborts to tell.
     credit_owed: BTreeSet<FlowId>,
     aborts_owed: VecDeque<(FlowId, AbortCode)>,
@@ -204,6 +224,8 @@ impl Session {
             next_flow: 1,
             closed: RangeSet::default(),
             waiting: BTreeMap::new(),
+            next_ticket: 0,
+            parcels: ParcelTraffic::new(policy),
             credit_owed: BTreeSet::new(),
             aborts_owed: VecDeque::new(),
             leaves_owed: BTreeMap::new(),
@@ -359,6 +381,7 @@ impl Session {
         if flow.aborted.is_none() && !(flow.send.is_finished() && flow.receive.is_consumed()) {
             self.retained -= flow.send.retained();
             flow.abort(AbortCode::Reset);
+            self.drop_parcels(id);
             self.aborts_owed.push_back((id, AbortCode::Reset));
         }
         self.forget_if_over(id);
@@ -382,6 +405,7 @@ impl Session {
         let (frames, seq) = DatagramReader::new(datagram)?;
         let mut is_taken = true;
         let mut flow_bytes = 0;
+        let mut parcels = 0;
         for frame in frames {
             match frame? {
                 Frame::Ping => {}
@@ -390,12 +414,18 @@ impl Session {
                     flow_bytes += chunk.bytes.len() as u64;
                     is_taken &= self.handle_chunk(chunk)?;
                 }
+                Frame::Fragment(fragment) => {
+                    flow_bytes += fragment.bytes.len() as u64;
+                    parcels += 1;
+                    self.handle_fragment(now, fragment)?;
+                }
             }
         }
         let Some(path) = self.paths.get_mut(&path) else { return Ok(()) };
         path.counters.received_datagrams += 1;
         path.counters.received_bytes += len;
         path.counters.received_flow_bytes += flow_bytes;
+        path.counters.received_parcels += parcels;
         path.on_heard(now);
         if let Some(seq) = seq
             && is_taken
@@ -428,11 +458,12 @@ impl Session {
             let probe_timeout = if path.is_active() { path.recovery.probe_timeout_at() } else { None };
             [path.acks.due(), path.recovery.loss_at(), probe_timeout, path.ping_at(self.limits.keep_alive)].into_iter().flatten().min()
         };
-        self.paths.values().filter_map(of_path).chain(self.paced_until).min()
+        self.paths.values().filter_map(of_path).chain(self.paced_until).chain(self.parcels.expires_at()).min()
     }
 
     /// Does what is due at `now`. What it leads to comes out of [`Session::poll_transmit`].
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.parcels.expire(now);
         let due: Vec<PathId> = self.paths.keys().copied().collect();
         for id in due {
             let Some(path) = self.paths.get_mut(&id) else { continue };
@@ -471,6 +502,7 @@ impl Session {
 
     /// The memory that received and unsent flow bytes take, bookkeeping included.
     pub fn memory_bytes(&self) -> u64 {
-        self.flows.values().map(|flow| flow.receive.memory_bytes() + flow.send.retained()).sum()
+        let of_flows: u64 = self.flows.values().map(|flow| flow.receive.memory_bytes() + flow.send.retained()).sum();
+        of_flows + self.parcels.memory_bytes() as u64
     }
 }

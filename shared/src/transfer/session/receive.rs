@@ -131,8 +131,10 @@ impl Session {
         }
         self.retained -= flow.send.retained();
         flow.abort(code);
+        self.drop_parcels(id);
         self.events.push_back(Event::Readable(id));
         self.events.push_back(Event::Writable(id));
+        self.events.push_back(Event::Parcel(id));
         self.forget_if_over(id);
     }
 
@@ -142,6 +144,7 @@ impl Session {
             return;
         }
         self.grown -= flow.window - self.limits.initial_window;
+        self.drop_parcels(id);
         self.flows.remove(&id);
         self.credit_owed.remove(&id);
         if self.side == Side::Reconst {

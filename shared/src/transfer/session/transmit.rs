@@ -27,6 +27,8 @@ impl Session {
         }
         let class = if id == FlowId::CONTROL { Class::Control } else { flow.class() };
         flow.queued = Some(class);
+        flow.ticket = self.next_ticket;
+        self.next_ticket += 1;
         self.waiting.entry(class).or_default().push_back(id);
     }
 
@@ -118,17 +120,13 @@ impl Session {
         self.look_at_paths(now);
         let classes = [Class::Control, Class::Interactive, Class::Bulk];
         for class in classes {
-            let Some(pending) = self.pending(class) else { continue };
-            let candidates = std::mem::take(&mut self.candidates);
-            let chosen = self.scheduler.choose(now, &candidates, pending);
-            let copy = chosen.and_then(|chosen| self.scheduler.choose_copy(&candidates, chosen));
-            self.candidates = candidates;
-            let Some(chosen) = chosen else { continue };
-            if let Some((transmit, pieces)) = self.fill_datagram(now, chosen, class) {
-                if let Some(copy) = copy {
-                    self.send_copy(now, copy, &pieces);
-                }
-                return Some(transmit);
+            let sent = if self.parcels_are_first(now, class) {
+                self.transmit_parcels(now, class).or_else(|| self.transmit_pieces(now, class))
+            } else {
+                self.transmit_pieces(now, class).or_else(|| self.transmit_parcels(now, class))
+            };
+            if sent.is_some() {
+                return sent;
             }
         }
         let idle: Vec<(PathId, Duration)> = self.candidates.iter().filter(|c| c.may_send).map(|c| (c.path, c.arrival)).collect();
@@ -144,11 +142,25 @@ impl Session {
         None
     }
 
+    /// Sends what the flows of `class` have to send, and a copy of it if that is the policy.
+    fn transmit_pieces(&mut self, now: Instant, class: Class) -> Option<Transmit> {
+        let pending = self.pending(class)?;
+        let candidates = std::mem::take(&mut self.candidates);
+        let chosen = self.scheduler.choose(now, &candidates, pending);
+        let copy = chosen.and_then(|chosen| self.scheduler.choose_copy(&candidates, chosen));
+        self.candidates = candidates;
+        let (transmit, pieces) = self.fill_datagram(now, chosen?, class)?;
+        if let Some(copy) = copy {
+            self.send_copy(now, copy, &pieces);
+        }
+        Some(transmit)
+    }
+
     /// Renews the scheduler's view of the paths, and when the first of those that only their pace holds back may send.
     pub(super) fn look_at_paths(&mut self, now: Instant) {
         self.paced_until = None;
         self.candidates.clear();
-        let something_waits = self.waiting.values().any(|flows| !flows.is_empty());
+        let something_waits = self.waiting.values().any(|flows| !flows.is_empty()) || self.parcels.something_waits();
         let any_stays = self.paths.values().any(Path::is_staying);
         for path in self.paths.values_mut().filter(|path| if any_stays { path.is_staying() } else { path.is_active() }) {
             let (candidate, paced_until) = path.candidate(now);
@@ -308,10 +320,10 @@ impl Session {
 const CONTROL_AHEAD: u64 = 4 << 10;
 
 /// Room in a datagram below which no further chunk is put into it.
-const WORTHWHILE_ROOM: usize = 64;
+pub(super) const WORTHWHILE_ROOM: usize = 64;
 
 /// Bytes that a flow takes from the application ahead of what is sent.
 const UNSENT: (u64, u64) = (256 << 10, 4 << 20);
 
 /// Waiting flows looked at for how much is pending; more than that is a lot.
-const PENDING_LOOK_AHEAD: usize = 32;
+pub(super) const PENDING_LOOK_AHEAD: usize = 32;
