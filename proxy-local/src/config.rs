@@ -46,6 +46,10 @@ pub struct Config {
     pub early_answers: bool,
     /// How chunks are spread over paths.
     pub scheduler: Scheduler,
+    /// How datagrams are spread over paths, both ways.
+    pub udp_scheduler: Scheduler,
+    /// Whether `reconst` is told the address and port of the application behind each flow.
+    pub tell_origin: bool,
     /// Where `status` is answered.
     pub admin: Option<Bind>,
     /// The user and password that applications must give.
@@ -130,6 +134,12 @@ pub struct Options {
     /// Which LAN takes which flows: tables with `to`, `port` and `lan`
     #[arg(skip)]
     rule: Vec<RuleFile>,
+    /// How datagrams (calls, games, DNS) are spread over the lines, both ways; redundant sends each twice [default: adaptive]
+    #[arg(long, value_enum)]
+    udp_scheduler: Option<Scheduler>,
+    /// Whether reconst is told the address and port of the application behind each flow, for its table of flows [default: on]
+    #[arg(long, value_enum)]
+    tell_origin: Option<Switch>,
     /// Where `status` is answered [default: 127.0.0.1:1081 if free]
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<String>,
@@ -208,6 +218,8 @@ impl Options {
             early_answers: self.early_answers.or(file.early_answers),
             rule: file.rule,
             scheduler: self.scheduler.or(file.scheduler),
+            udp_scheduler: self.udp_scheduler.or(file.udp_scheduler),
+            tell_origin: self.tell_origin.or(file.tell_origin),
             admin: self.admin.or(file.admin),
             credentials: self.credentials.or(file.credentials),
             allow_anyone: self.allow_anyone || file.allow_anyone,
@@ -270,6 +282,8 @@ impl Options {
             state: self.state.or_else(default_folder),
             early_answers: !matches!(self.early_answers, Some(Switch::Off)),
             scheduler: self.scheduler.unwrap_or_default(),
+            udp_scheduler: self.udp_scheduler.unwrap_or_default(),
+            tell_origin: !matches!(self.tell_origin, Some(Switch::Off)),
             admin: Some(admin),
             credentials: credentials.map(Arc::new),
             bypass: match self.bypass {
@@ -302,6 +316,8 @@ impl Config {
             state: None,
             early_answers: true,
             scheduler: Scheduler::default(),
+            udp_scheduler: Scheduler::default(),
+            tell_origin: true,
             admin: None,
             credentials: None,
             bypass: Some(Vec::new()),

@@ -134,7 +134,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         let name = format!("proxy-{}-{}.toml", profile.identity.lan, profile.identity.name);
         let state = config.state.as_deref().and_then(|folder| StateFile::new(Some(folder), &name));
         known.follow(paths.clone(), discovery, state, shutdown.clone());
-        let session = SessionOutbound::new(paths.clone(), config.early_answers);
+        let session = SessionOutbound::new(paths.clone(), config.early_answers, config.udp_scheduler.into(), config.tell_origin);
         placed.push(PlacedLan { name: profile.lan_name.clone(), paths: paths.clone(), session });
         lans.push(Lan { name: profile.lan_name.clone(), paths, known });
     }

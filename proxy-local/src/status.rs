@@ -18,6 +18,16 @@ pub fn text(status: &Value) -> String {
         count(&inbound["flows_opened"]),
         count(&inbound["flows_refused"])
     );
+    if count(&inbound["datagrams_up"]) + count(&inbound["associations"]) > 0 {
+        let _ = writeln!(
+            out,
+            "{} UDP associations open, {} datagrams sent so far, {} received, {} dropped",
+            count(&inbound["associations"]),
+            count(&inbound["datagrams_up"]),
+            count(&inbound["datagrams_down"]),
+            count(&inbound["datagrams_dropped"])
+        );
+    }
     let paths = list(&status["paths"]);
     if paths.is_empty() {
         let _ = writeln!(out, "no path to reconst is up");

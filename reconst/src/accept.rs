@@ -27,21 +27,30 @@ use shared::{
         member::{Identity, Role},
     },
     ids::{LanId, PathId, SessionId},
-    link::{CLOSE_DENIED, CLOSE_LEAVING, CLOSE_PROTOCOL, join, open, pipe::pipe, session::SessionHandle, stream::FlowStream, tls},
+    link::{
+        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_PROTOCOL, join, open, pipe::pipe, session::SessionHandle, stream::FlowStream, tls,
+        udp_port::UdpPort,
+    },
     service::Shutdown,
+    target::{Refusal, RefusalKind, Target},
     transfer::{
         control::{AbortCode, Leaving},
         join::{JoinReply, JoinRequest, SessionSecret},
+        open::RequestKind,
         path::PathStatus,
         schedule::Policy,
         session::{Limits, Side},
     },
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Semaphore, watch},
+};
 
 use crate::{
     accounts::{Accounts, Denied},
-    egress::Egress,
+    dedicated::{DedicatedPorts, Holder, Noted, Protocol},
+    egress::{Egress, udp},
     roster::LineKey,
 };
 
@@ -57,6 +66,8 @@ struct Inner {
     policy: Policy,
     sessions: Mutex<HashMap<SessionKey, Entry>>,
     open_flows: AtomicUsize,
+    open_udp_flows: AtomicUsize,
+    dedicated: DedicatedPorts,
 }
 
 /// A session's name counts only together with the member that it belongs to.
@@ -93,7 +104,7 @@ pub struct SessionReport {
     pub paths: usize,
     /// Flows open now.
     pub flows: usize,
-    /// Bytes that the user's applications got.
+    /// Bytes that the user's applications got, datagrams that may have been lost on the way included.
     pub down_bytes: u64,
     /// Bytes that the user's applications sent.
     pub up_bytes: u64,
@@ -123,7 +134,15 @@ const PATHS_PER_SESSION: usize = 64;
 impl Sessions {
     /// No sessions yet.
     pub fn new(accounts: Accounts, egress: Egress, policy: Policy) -> Self {
-        let inner = Inner { accounts, egress, policy, sessions: Mutex::default(), open_flows: AtomicUsize::new(0) };
+        let inner = Inner {
+            accounts,
+            egress,
+            policy,
+            sessions: Mutex::default(),
+            open_flows: AtomicUsize::new(0),
+            open_udp_flows: AtomicUsize::new(0),
+            dedicated: DedicatedPorts::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -139,8 +158,8 @@ impl Sessions {
                     lan: user.lan,
                     paths: handle.path_status().len(),
                     flows: handle.open_flows(),
-                    down_bytes: counters.delivered_bytes,
-                    up_bytes: counters.read_bytes,
+                    down_bytes: counters.delivered_bytes + counters.sent_parcel_bytes,
+                    up_bytes: counters.read_bytes + counters.received_parcel_bytes,
                 }
             })
             .collect();
@@ -196,9 +215,19 @@ impl Sessions {
         }
     }
 
+    /// The ports that the flows have.
+    pub fn dedicated_ports(&self) -> &DedicatedPorts {
+        &self.inner.dedicated
+    }
+
     /// The number of flows that are open now.
     pub fn open_flows(&self) -> usize {
         self.inner.open_flows.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that may come to an end soon: a UDP flow has none of its own.
+    pub fn finishing_flows(&self) -> usize {
+        self.open_flows().saturating_sub(self.inner.open_udp_flows.load(Ordering::Relaxed))
     }
 
     /// Ends every session at once.
@@ -327,19 +356,19 @@ impl Inner {
         sessions.insert(key.clone(), entry.clone());
         drop(sessions);
         tracing::info!(user = %key.0, "session begins");
-        tokio::spawn(self.clone().serve_flows(handle.clone(), key.0.clone()));
+        tokio::spawn(self.clone().serve_flows(handle.clone(), key.clone()));
         tokio::spawn(self.clone().end_when_abandoned(handle, key.clone()));
         Ok(entry)
     }
 
     /// Takes the flows of a session until it is closed.
-    async fn serve_flows(self: Arc<Self>, session: SessionHandle, user: Identity) {
+    async fn serve_flows(self: Arc<Self>, session: SessionHandle, key: SessionKey) {
         while let Some(stream) = session.accept().await {
             let inner = self.clone();
-            let user = user.clone();
+            let (user, session) = key.clone();
             tokio::spawn(async move {
                 inner.open_flows.fetch_add(1, Ordering::Relaxed);
-                if let Err(error) = inner.serve_flow(stream).await {
+                if let Err(error) = inner.serve_flow(stream, &user, session).await {
                     tracing::debug!(%user, "flow ended: {error:#}");
                 }
                 inner.open_flows.fetch_sub(1, Ordering::Relaxed);
@@ -348,8 +377,16 @@ impl Inner {
     }
 
     /// Carries one flow to its content server and back.
-    async fn serve_flow(&self, mut stream: FlowStream) -> anyhow::Result<()> {
-        let target = tokio::time::timeout(REQUEST_TIME, open::read_request(&mut stream)).await??;
+    async fn serve_flow(&self, mut stream: FlowStream, user: &Identity, session: SessionId) -> anyhow::Result<()> {
+        let request = tokio::time::timeout(REQUEST_TIME, open::read_request(&mut stream)).await??;
+        let holder = Holder { user: user.clone(), session, flow: stream.id(), origin: request.origin };
+        match request.kind {
+            RequestKind::Tcp(target) => self.serve_tcp(stream, target, holder).await,
+            RequestKind::Udp(policy) => self.serve_udp(stream, policy, holder).await,
+        }
+    }
+
+    async fn serve_tcp(&self, mut stream: FlowStream, target: Target, holder: Holder) -> anyhow::Result<()> {
         let (socket, answer) = match self.egress.connect(&target).await {
             Ok(socket) => (Some(socket), Ok(())),
             Err(refusal) => (None, Err(refusal)),
@@ -360,8 +397,35 @@ impl Inner {
             return Ok(());
         };
         let id = stream.id();
-        let carried = pipe(socket, stream).await?;
+        let port = self.dedicated.hold(holder, Protocol::Tcp, socket.local_addr()?.port(), Some(target.clone()));
+        let carried = pipe(socket, Noted::new(stream, port)).await?;
         tracing::debug!(%target, %id, up = carried.up, down = carried.down, "flow over");
+        Ok(())
+    }
+
+    async fn serve_udp(&self, mut stream: FlowStream, policy: Policy, holder: Holder) -> anyhow::Result<()> {
+        self.open_udp_flows.fetch_add(1, Ordering::Relaxed);
+        let ended = self.carry_udp(&mut stream, policy, holder).await;
+        self.open_udp_flows.fetch_sub(1, Ordering::Relaxed);
+        ended?;
+        read_to_end(&mut stream).await;
+        Ok(())
+    }
+
+    async fn carry_udp(&self, stream: &mut FlowStream, policy: Policy, holder: Holder) -> anyhow::Result<()> {
+        let parcels = stream.carry_parcels(policy);
+        let opened = UdpPort::open().and_then(|port| Ok((port.number()?, port)));
+        let answer = match &opened {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Refusal::new(RefusalKind::General, format!("reconst has no UDP port left: {error}"))),
+        };
+        open::write_answer(stream, &answer).await?;
+        if let Ok((number, port)) = opened {
+            let usage = self.dedicated.hold(holder, Protocol::Udp, number, None);
+            let ended = udp::carry(&self.egress, stream, parcels, port, &usage, udp::IDLE_TIME).await?;
+            tracing::debug!(id = %stream.id(), port = number, ?ended, "UDP flow over");
+            stream.shutdown().await?;
+        }
         Ok(())
     }
 

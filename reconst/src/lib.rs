@@ -1,13 +1,14 @@
 //! The ISP's reconstitution server: the far end of every session.
 //!
 //! A relay logs in ([`directory`]) and learns on which of the data ports its LAN is served, the LAN's [`roster`] holds its lines; a user's paths come in there ([`accept`]),
-//! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]). [`provision`] makes the state and
+//! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]), each by a port of its own ([`dedicated`]). [`provision`] makes the state and
 //! the members' profiles that all this starts from.
 
 pub mod accept;
 pub mod accounts;
 pub mod authority;
 mod data_ports;
+pub mod dedicated;
 pub mod directory;
 pub mod egress;
 pub mod lines;

@@ -1,9 +1,14 @@
 //! `reconst`: the command line.
 
+mod flows;
 mod options;
 mod register;
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::Write,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use shared::{
@@ -38,6 +43,8 @@ enum Command {
     Run(#[command(flatten)] RunOptions),
     /// Show what the running reconst does, as JSON
     Status(Status),
+    /// List the open flows: dedicated port, whose it is, content server, use
+    Flows(Flows),
     /// Check the configuration and the state without starting
     Check(#[command(flatten)] RunOptions),
     /// Print the completions for a shell
@@ -52,6 +59,16 @@ struct Status {
     /// The address that `reconst run` was given with --admin
     #[arg(long, value_name = "IP:PORT")]
     admin: std::net::SocketAddr,
+}
+
+#[derive(Args)]
+struct Flows {
+    /// The address that `reconst run` was given with --admin
+    #[arg(long, value_name = "IP:PORT")]
+    admin: std::net::SocketAddr,
+    /// Print JSON, for programs; times in milliseconds since 1970, UTC
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
@@ -84,6 +101,16 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Command::Status(status) => {
                 let answer = admin::fetch(status.admin, "/status").await.map_err(|error| Failure::unavailable(error.to_string()))?;
                 print!("{answer}");
+                Ok(())
+            }
+            Command::Flows(flows) => {
+                let answer = admin::fetch(flows.admin, "/flows").await.map_err(|error| Failure::unavailable(error.to_string()))?;
+                if flows.json {
+                    print!("{answer}");
+                } else {
+                    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
+                    print!("{}", flows::text(&serde_json::from_str(&answer)?, now_ms));
+                }
                 Ok(())
             }
             Command::Check(options) => check(options.with_file()?).await,

@@ -92,8 +92,12 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     tokio::spawn(directory.clone().serve(login_endpoint.clone(), shutdown.clone()));
     if let Some(listener) = admin {
         let (sessions, directory, data_addresses) = (sessions.clone(), directory.clone(), data_addresses.clone());
-        let status = move || status(&sessions, &directory, &data_addresses, login_address);
-        tokio::spawn(admin::serve(listener, status, shutdown.clone()));
+        let page = move |path: &str| match path {
+            "/status" => Some(status(&sessions, &directory, &data_addresses, login_address)),
+            "/flows" => Some(json!(sessions.dedicated_ports().report())),
+            _ => None,
+        };
+        tokio::spawn(admin::serve_pages(listener, page, shutdown.clone()));
     }
     let following = tokio::spawn({
         let accounts = accounts.clone();
@@ -182,7 +186,7 @@ impl Running {
 
 async fn flows_are_over(sessions: &Sessions, at_most: Duration) {
     let begun = Instant::now();
-    while sessions.open_flows() > 0 && begun.elapsed() < at_most {
+    while sessions.finishing_flows() > 0 && begun.elapsed() < at_most {
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }

@@ -1,6 +1,10 @@
 //! Where a flow wants to go, and why it could not.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use bytes::{Buf, BufMut};
 use thiserror::Error;
@@ -90,7 +94,21 @@ impl Host {
     }
 }
 
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: Host::Ip(address.ip().to_canonical()), port: address.port() }
+    }
+}
+
 impl Target {
+    /// The address, unless the host is a name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Ip(ip) => Some(SocketAddr::new(ip, self.port)),
+            Host::Name(_) => None,
+        }
+    }
+
     /// Appends the target in the protocol's form.
     pub fn encode(&self, out: &mut impl BufMut) {
         match &self.host {

@@ -11,8 +11,9 @@
 //! | `X bytes seed` | sends so many bytes, waits for one byte, then resets the connection |
 //!
 //! How each upload ended is told on [`ContentServer::endings`], so that a test sees what the server saw.
-//! HTTP is in [`http`].
+//! HTTP is in [`http`]; [`add_it_up`] is a UDP server of its own.
 
+pub mod add_it_up;
 pub mod http;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};

@@ -1,6 +1,7 @@
 //! Clients of the [content server](crate::content): transfers with every byte checked, goodput, stalls, request times;
 //! directly or through a proxy.
 
+pub mod associate;
 pub mod connect;
 
 use std::{

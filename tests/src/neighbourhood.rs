@@ -67,8 +67,10 @@ pub struct Plan {
     pub listen: SocketAddr,
     /// What the lines' randomness follows from.
     pub seed: u64,
-    /// How its proxies spread chunks.
+    /// How its proxies spread chunks, and datagrams.
     pub scheduler: proxy_local::config::Scheduler,
+    /// See `scheduler`.
+    pub udp_scheduler: proxy_local::config::Scheduler,
     /// How its proxies find relays.
     pub finding: Finding,
     /// Whether the relays' weights are measured, in place of set by their lines' rates.
@@ -111,11 +113,13 @@ impl Plan {
     pub fn new(scene: Scene) -> Self {
         let relays_at_start = scene.lines.len();
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (scheduler, udp_scheduler) = Default::default();
         Self {
             scene,
             listen,
             seed: 1,
-            scheduler: proxy_local::config::Scheduler::default(),
+            scheduler,
+            udp_scheduler,
             finding: Finding::default(),
             measures: false,
             shares: Vec::new(),
@@ -178,7 +182,7 @@ impl Neighbourhood {
         };
         let named: Vec<SocketAddr> = relays.iter().take(named).map(|relay| relay.address).collect();
         let hears_at = (plan.finding != Finding::Named).then_some(announce_to);
-        let proxy = Proxy::start(&user, plan.listen, &named, plan.scheduler, hears_at).await?;
+        let proxy = Proxy::start(&user, plan.listen, &named, (plan.scheduler, plan.udp_scheduler), hears_at).await?;
         let neighbourhood = Self {
             scene: plan.scene,
             proxy,

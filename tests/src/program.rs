@@ -25,8 +25,24 @@ impl<R: Send + 'static> Program<R> {
     where
         F: Future<Output = anyhow::Result<R>> + Send + 'static,
     {
+        Self::start_where(name, || (), start).await
+    }
+
+    /// As [`Program::start`], with threads that each do `move_in` first.
+    ///
+    /// # Errors
+    /// If it does not start, with its own reason.
+    pub async fn start_where<F>(
+        name: impl Into<String>,
+        move_in: impl Fn() + Send + Sync + 'static,
+        start: impl FnOnce(Shutdown) -> F,
+    ) -> anyhow::Result<Self>
+    where
+        F: Future<Output = anyhow::Result<R>> + Send + 'static,
+    {
         let name = name.into();
-        let runtime = Builder::new_multi_thread().worker_threads(THREADS).thread_name(&name).enable_all().build()?;
+        let runtime =
+            Builder::new_multi_thread().worker_threads(THREADS).thread_name(&name).on_thread_start(move_in).enable_all().build()?;
         let shutdown = Shutdown::new();
         let started = runtime.spawn(start(shutdown.clone())).await;
         // A runtime must not be dropped where others run: from here on `Drop` of `Self` sees to it.

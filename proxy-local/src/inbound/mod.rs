@@ -1,6 +1,6 @@
 //! The applications' side: SOCKS and HTTP connections come in, flows to content servers go out through an [`Outbound`].
 //!
-//! [`mixed`] accepts and tells the protocol; [`socks5`], [`socks4`] and [`http`] each speak one. Every connection is one
+//! [`mixed`] accepts and tells the protocol; [`socks5`] (with [`associate`] for datagrams), [`socks4`] and [`http`] each speak one. Every connection is one
 //! task that holds one of a bounded number of slots; nothing an application sends can hold memory without a bound, or a
 //! slot without an open flow for longer than a time limit.
 
@@ -21,6 +21,7 @@ use shared::{
 
 use crate::outbound::Outbound;
 
+mod associate;
 pub mod auth;
 mod http;
 pub mod mixed;
@@ -81,6 +82,10 @@ struct Counts {
     connections: AtomicUsize,
     flows_opened: AtomicU64,
     flows_refused: AtomicU64,
+    associations: AtomicUsize,
+    datagrams_up: AtomicU64,
+    datagrams_down: AtomicU64,
+    datagrams_dropped: AtomicU64,
 }
 
 /// How busy the inbound side is.
@@ -92,6 +97,14 @@ pub struct InboundStatus {
     pub flows_opened: u64,
     /// Flows refused since the start.
     pub flows_refused: u64,
+    /// Applications' UDP associations now.
+    pub associations: usize,
+    /// Datagrams of applications since the start, and to applications.
+    pub datagrams_up: u64,
+    /// See `datagrams_up`.
+    pub datagrams_down: u64,
+    /// Datagrams dropped here since the start: malformed, in SOCKS fragments, of strangers, or too long for the application's socket.
+    pub datagrams_dropped: u64,
 }
 
 impl<O: Outbound> Front<O> {
@@ -120,11 +133,15 @@ impl<O: Outbound> Front<O> {
             connections: self.counts.connections.load(Ordering::Relaxed),
             flows_opened: self.counts.flows_opened.load(Ordering::Relaxed),
             flows_refused: self.counts.flows_refused.load(Ordering::Relaxed),
+            associations: self.counts.associations.load(Ordering::Relaxed),
+            datagrams_up: self.counts.datagrams_up.load(Ordering::Relaxed),
+            datagrams_down: self.counts.datagrams_down.load(Ordering::Relaxed),
+            datagrams_dropped: self.counts.datagrams_dropped.load(Ordering::Relaxed),
         }
     }
 
     async fn open(&self, target: Target, application: SocketAddr) -> Result<O::Stream, Refusal> {
-        let result = match tokio::time::timeout(self.limits.open, self.outbound.open(target.clone())).await {
+        let result = match tokio::time::timeout(self.limits.open, self.outbound.open(target.clone(), application)).await {
             Ok(result) => result,
             Err(_) => Err(Refusal::new(RefusalKind::TimedOut, format!("{target} did not answer within {} s", self.limits.open.as_secs()))),
         };

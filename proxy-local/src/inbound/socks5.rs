@@ -1,9 +1,12 @@
 //! SOCKS5 (RFC 1928), without authentication or with user and password (RFC 1929).
 //!
-//! CONNECT alone: BIND has no meaning behind shared lines. Names are passed on unresolved. The greeting and the addresses
+//! CONNECT and UDP ASSOCIATE: BIND has no meaning behind shared lines. Names are passed on unresolved. The greeting and the addresses
 //! are read by `fast-socks5`; its own user/password step is not used, since it logs the password.
 
-use std::io;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use fast_socks5::{
     ReplyError, SocksError, consts,
@@ -19,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Front, auth::Credentials, mixed::close_after_answer};
+use super::{Front, associate, auth::Credentials, mixed::close_after_answer};
 use crate::outbound::Outbound;
 
 /// Serves one connection from its greeting to the end of its flow.
@@ -46,8 +49,16 @@ pub(super) async fn serve<O: Outbound>(mut tcp: TcpStream, front: &Front<O>) {
             }
             Err(refusal) => reply_for(refusal.kind),
         },
-        // The seam for UDP flows: until there is an association to answer with, the command is unknown.
-        Request::UdpAssociate | Request::Unknown => ReplyError::CommandNotSupported,
+        Request::UdpAssociate { port } => match associate::begin(&tcp, port, front) {
+            Ok(association) => {
+                if reply_from(&mut tcp, consts::SOCKS5_REPLY_SUCCEEDED, association.address()).await.is_ok() {
+                    association.serve(tcp, front).await;
+                }
+                return;
+            }
+            Err(refusal) => reply_for(refusal.kind),
+        },
+        Request::Unknown => ReplyError::CommandNotSupported,
         Request::BadAddressType => ReplyError::AddressTypeNotSupported,
         Request::BadName => ReplyError::HostUnreachable,
         Request::BadPort => ReplyError::GeneralFailure,
@@ -59,7 +70,10 @@ pub(super) async fn serve<O: Outbound>(mut tcp: TcpStream, front: &Front<O>) {
 
 enum Request {
     Connect(Target),
-    UdpAssociate,
+    UdpAssociate {
+        /// Where the application says its datagrams come from; 0 if it does not say.
+        port: u16,
+    },
     Unknown,
     BadAddressType,
     BadName,
@@ -88,7 +102,12 @@ async fn handshake(tcp: &mut TcpStream, credentials: Option<&Credentials>) -> Re
     };
     Ok(match command {
         consts::SOCKS5_CMD_TCP_CONNECT => connect_request(address),
-        consts::SOCKS5_CMD_UDP_ASSOCIATE => Request::UdpAssociate,
+        consts::SOCKS5_CMD_UDP_ASSOCIATE => Request::UdpAssociate {
+            port: match address {
+                TargetAddr::Ip(address) => address.port(),
+                TargetAddr::Domain(_, port) => port,
+            },
+        },
         _ => Request::Unknown,
     })
 }
@@ -142,9 +161,25 @@ fn reply_for(kind: RefusalKind) -> ReplyError {
     }
 }
 
-/// The bound address that a reply carries is 0.0.0.0:0: the dedicated port is `reconst`'s, and no client needs it.
+/// The bound address that the reply to CONNECT carries is 0.0.0.0:0: the dedicated port is `reconst`'s, and no client needs it.
 async fn reply(tcp: &mut TcpStream, code: u8) -> io::Result<()> {
-    tcp.write_all(&[consts::SOCKS5_VERSION, code, 0, consts::SOCKS5_ADDR_TYPE_IPV4, 0, 0, 0, 0, 0, 0]).await
+    reply_from(tcp, code, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).await
+}
+
+async fn reply_from(tcp: &mut TcpStream, code: u8, bound: SocketAddr) -> io::Result<()> {
+    let mut reply = vec![consts::SOCKS5_VERSION, code, 0];
+    match bound.ip() {
+        IpAddr::V4(ip) => {
+            reply.push(consts::SOCKS5_ADDR_TYPE_IPV4);
+            reply.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            reply.push(consts::SOCKS5_ADDR_TYPE_IPV6);
+            reply.extend(ip.octets());
+        }
+    }
+    reply.extend(bound.port().to_be_bytes());
+    tcp.write_all(&reply).await
 }
 
 async fn read_array<const N: usize>(tcp: &mut TcpStream) -> io::Result<[u8; N]> {

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -13,7 +14,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::Outbound;
+use super::{Outbound, direct_udp::DirectAssociation};
 
 /// Opens plain TCP connections from this machine.
 #[derive(Clone, Copy, Default, Debug)]
@@ -29,8 +30,13 @@ pub struct DirectStream {
 
 impl Outbound for Direct {
     type Stream = DirectStream;
+    type Association = DirectAssociation;
 
-    async fn open(&self, target: Target) -> Result<DirectStream, Refusal> {
+    fn associate(&self, _application: SocketAddr) -> Result<DirectAssociation, Refusal> {
+        Ok(DirectAssociation::default())
+    }
+
+    async fn open(&self, target: Target, _application: SocketAddr) -> Result<DirectStream, Refusal> {
         let addresses: Vec<_> = match &target.host {
             Host::Ip(ip) => vec![(*ip, target.port).into()],
             Host::Name(name) => match tokio::time::timeout(RESOLVE_TIME, tokio::net::lookup_host((name.as_str(), target.port))).await {
@@ -109,7 +115,7 @@ impl AsyncWrite for DirectStream {
 }
 
 /// A host of the LAN answers within milliseconds; a resolver that is down is given its usual two tries.
-const RESOLVE_TIME: Duration = Duration::from_secs(10);
+pub(super) const RESOLVE_TIME: Duration = Duration::from_secs(10);
 
 /// Three SYNs (at 0, 1 and 3 s) to a host on the LAN.
 const CONNECT_TIME: Duration = Duration::from_secs(5);

@@ -3,14 +3,21 @@
 //! A rule that fits a flow's destination decides; else the LAN that is the least loaded, of those that have a path. Open flows stay where
 //! they are.
 
-use std::sync::{Arc, RwLock};
-
-use shared::{
-    community::member::Name,
-    target::{Refusal, Target},
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, RwLock},
+    task::Poll,
 };
 
-use super::{Outbound, session::SessionOutbound};
+use bytes::Bytes;
+use shared::{
+    community::member::Name,
+    target::{Refusal, RefusalKind, Target},
+};
+
+use super::{Association, Outbound, session::SessionOutbound, session_udp::SessionAssociation};
 use crate::{bypass::Exception, paths::Paths};
 
 /// Which LAN takes the flows to some destinations.
@@ -67,9 +74,58 @@ fn least_loaded(loads: impl Iterator<Item = Option<f64>>) -> usize {
 
 impl Outbound for Placed {
     type Stream = <SessionOutbound as Outbound>::Stream;
+    type Association = PlacedAssociation;
 
-    async fn open(&self, target: Target) -> Result<Self::Stream, Refusal> {
-        self.lan_for(&target).session.open(target).await
+    async fn open(&self, target: Target, application: SocketAddr) -> Result<Self::Stream, Refusal> {
+        self.lan_for(&target).session.open(target, application).await
+    }
+
+    fn associate(&self, application: SocketAddr) -> Result<PlacedAssociation, Refusal> {
+        let mut refusal = Refusal::new(RefusalKind::NoPath, "no LAN takes datagrams");
+        let (mut ways, mut loads) = (Vec::new(), Vec::new());
+        for lan in &self.lans {
+            match lan.session.associate(application) {
+                Ok(association) => {
+                    ways.push((lan.name.clone(), association));
+                    loads.push(lan.paths.load());
+                }
+                Err(refused) => refusal = refused,
+            }
+        }
+        if ways.is_empty() {
+            return Err(refusal);
+        }
+        let rules = Arc::clone(&self.rules.read().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        Ok(PlacedAssociation { ways, rules, usual: least_loaded(loads.into_iter()) })
+    }
+}
+
+/// The datagrams of one application: each by the first rule that fits, else through the LAN that was the least loaded at first.
+#[derive(Debug)]
+pub struct PlacedAssociation {
+    ways: Vec<(Name, SessionAssociation)>,
+    rules: Arc<Vec<Rule>>,
+    usual: usize,
+}
+
+impl Association for PlacedAssociation {
+    async fn send(&mut self, target: Target, payload: Bytes) {
+        let rule = self.rules.iter().find(|rule| rule.fits(&target));
+        let place = rule.and_then(|rule| self.ways.iter().position(|(name, _)| *name == rule.lan)).unwrap_or(self.usual);
+        self.ways[place].1.send(target, payload).await;
+    }
+
+    async fn receive(&mut self) -> Result<(SocketAddr, Bytes), Refusal> {
+        type Receiving<'a> = Pin<Box<dyn Future<Output = Result<(SocketAddr, Bytes), Refusal>> + Send + 'a>>;
+        let mut receiving: Vec<Receiving<'_>> = self.ways.iter_mut().map(|(_, way)| Box::pin(way.receive()) as Receiving<'_>).collect();
+        std::future::poll_fn(|context| {
+            let ready = receiving.iter_mut().find_map(|way| match way.as_mut().poll(context) {
+                Poll::Ready(received) => Some(received),
+                Poll::Pending => None,
+            });
+            ready.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 }
 

@@ -1,13 +1,18 @@
 //! The fork between the session and the machine's own way.
 
-use std::sync::{Arc, RwLock};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, RwLock},
+};
 
+use bytes::Bytes;
 use shared::target::{Refusal, Target};
 use tokio_util::either::Either;
 
 use super::{
-    Outbound,
+    Association, Outbound,
     direct::{Direct, DirectStream},
+    direct_udp::DirectAssociation,
 };
 use crate::bypass::Bypass;
 
@@ -36,11 +41,42 @@ impl<S: Outbound> Routed<S> {
 
 impl<S: Outbound> Outbound for Routed<S> {
     type Stream = Either<DirectStream, S::Stream>;
+    type Association = RoutedAssociation<S::Association>;
 
-    async fn open(&self, target: Target) -> Result<Self::Stream, Refusal> {
+    async fn open(&self, target: Target, application: SocketAddr) -> Result<Self::Stream, Refusal> {
         if self.bypass().goes_direct(&target.host) {
-            return Direct.open(target).await.map(Either::Left);
+            return Direct.open(target, application).await.map(Either::Left);
         }
-        self.session.open(target).await.map(Either::Right)
+        self.session.open(target, application).await.map(Either::Right)
+    }
+
+    fn associate(&self, application: SocketAddr) -> Result<Self::Association, Refusal> {
+        let session = self.session.associate(application)?;
+        Ok(RoutedAssociation { session, direct: DirectAssociation::default(), bypass: self.bypass() })
+    }
+}
+
+/// Both ways for the datagrams of one application; the bypass is that of its beginning.
+#[derive(Debug)]
+pub struct RoutedAssociation<S> {
+    session: S,
+    direct: DirectAssociation,
+    bypass: Arc<Bypass>,
+}
+
+impl<S: Association> Association for RoutedAssociation<S> {
+    async fn send(&mut self, target: Target, payload: Bytes) {
+        if self.bypass.goes_direct(&target.host) {
+            self.direct.send(target, payload).await;
+        } else {
+            self.session.send(target, payload).await;
+        }
+    }
+
+    async fn receive(&mut self) -> Result<(SocketAddr, Bytes), Refusal> {
+        tokio::select! {
+            received = self.session.receive() => received,
+            received = self.direct.receive() => received,
+        }
     }
 }

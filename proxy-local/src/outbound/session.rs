@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, ready},
@@ -16,10 +17,14 @@ use std::{
 use shared::{
     link::{open, stream::FlowStream},
     target::{Refusal, RefusalKind, Target},
+    transfer::{
+        open::{Request, RequestKind},
+        schedule::Policy,
+    },
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Outbound;
+use super::{Outbound, session_udp::SessionAssociation};
 use crate::paths::Paths;
 
 /// Opens flows in the session of [`Paths`].
@@ -27,6 +32,8 @@ use crate::paths::Paths;
 pub struct SessionOutbound {
     paths: Paths,
     reached: Option<Reached>,
+    udp_policy: Policy,
+    tells_origin: bool,
 }
 
 /// A flow whose answer may still be under way.
@@ -55,20 +62,30 @@ const REACHED_MAX: usize = 4096;
 
 impl SessionOutbound {
     /// The way through the session of `paths`, whichever that is when a flow is opened. `early_answers` lets flows to targets that were
-    /// reached a short while ago begin before `reconst` has answered.
-    pub fn new(paths: Paths, early_answers: bool) -> Self {
-        Self { paths, reached: early_answers.then(Reached::default) }
+    /// reached a short while ago begin before `reconst` has answered; `udp_policy` spreads datagrams both ways; `tells_origin` tells
+    /// `reconst` the application's address.
+    pub fn new(paths: Paths, early_answers: bool, udp_policy: Policy, tells_origin: bool) -> Self {
+        Self { paths, reached: early_answers.then(Reached::default), udp_policy, tells_origin }
+    }
+
+    fn admit(&self) -> Result<(), Refusal> {
+        self.paths.refusal().map_or(Ok(()), |reason| Err(Refusal::new(RefusalKind::Denied, reason)))
     }
 }
 
 impl Outbound for SessionOutbound {
     type Stream = SessionStream;
+    type Association = SessionAssociation;
 
-    async fn open(&self, target: Target) -> Result<Self::Stream, Refusal> {
-        if let Some(reason) = self.paths.refusal() {
-            return Err(Refusal::new(RefusalKind::Denied, reason));
-        }
-        let mut flow = open::request_tcp(&self.paths.session(), &target).await?;
+    fn associate(&self, application: SocketAddr) -> Result<SessionAssociation, Refusal> {
+        self.admit()?;
+        Ok(SessionAssociation::new(self.paths.clone(), self.udp_policy, self.tells_origin.then_some(application)))
+    }
+
+    async fn open(&self, target: Target, application: SocketAddr) -> Result<Self::Stream, Refusal> {
+        self.admit()?;
+        let request = Request { kind: RequestKind::Tcp(target.clone()), origin: self.tells_origin.then_some(application) };
+        let mut flow = open::request(&self.paths.session(), &request).await?;
         if let Some(reached) = &self.reached
             && reached.contains(&target)
         {

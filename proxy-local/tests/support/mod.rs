@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use proxy_local::{
     Bind, Config, Running,
     inbound::auth::Credentials,
     outbound::{
-        Outbound,
+        Association, Outbound,
         direct::{Direct, DirectStream},
+        direct_udp::DirectAssociation,
     },
 };
 use shared::{
@@ -45,8 +47,14 @@ impl Loopback {
 
 impl Outbound for Loopback {
     type Stream = DirectStream;
+    type Association = LoopbackAssociation;
 
-    async fn open(&self, target: Target) -> Result<DirectStream, Refusal> {
+    fn associate(&self, _application: SocketAddr) -> Result<LoopbackAssociation, Refusal> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        Ok(LoopbackAssociation::default())
+    }
+
+    async fn open(&self, target: Target, application: SocketAddr) -> Result<DirectStream, Refusal> {
         let Target { host, port } = target;
         let host = match host {
             Host::Name(name) => match name.split_once('.') {
@@ -60,7 +68,22 @@ impl Outbound for Loopback {
             host => host,
         };
         self.opened.fetch_add(1, Ordering::SeqCst);
-        Direct.open(Target { host, port }).await
+        Direct.open(Target { host, port }, application).await
+    }
+}
+
+/// Sends directly, takes any name for 127.0.0.1.
+#[derive(Default)]
+pub struct LoopbackAssociation(DirectAssociation);
+
+impl Association for LoopbackAssociation {
+    async fn send(&mut self, target: Target, payload: Bytes) {
+        let host = if let Host::Name(_) = target.host { Host::Ip([127, 0, 0, 1].into()) } else { target.host };
+        self.0.send(Target { host, ..target }, payload).await;
+    }
+
+    async fn receive(&mut self) -> Result<(SocketAddr, Bytes), Refusal> {
+        self.0.receive().await
     }
 }
 

@@ -1,4 +1,4 @@
-//! The way out: from a flow's target to a socket at the content server.
+//! The way out: from a flow's target to a socket at the content server, for [`udp`] flows to one that reaches many.
 //!
 //! Enters: a [`Target`]. Leaves: a connected socket, or a [`Refusal`] that the application is told. Always holds: a name is resolved
 //! once and a socket goes to an address that the policy has passed, so that no answer of a name server given later can redirect it; the
@@ -9,6 +9,7 @@ mod policy;
 mod resolve;
 mod special;
 mod tcp;
+pub(crate) mod udp;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,16 +1,18 @@
 //! The thin drivers over tokio, quinn and rustls.
 //!
-//! [`session`] drives the core, [`stream`] is a flow as `AsyncRead` and `AsyncWrite`, [`open`] says where it goes, [`pipe`] joins it to
-//! a socket. [`transport`] and [`tls`] say what a path's connection is, [`join`] brings it into its session. [`lan`] asks a relay for service.
+//! [`session`] drives the core, [`stream`] is a flow as `AsyncRead` and `AsyncWrite`, [`parcels`] a UDP flow's datagrams, [`open`] says where it goes, [`pipe`] joins it to
+//! a socket; [`udp_port`] is a UDP flow's socket. [`transport`] and [`tls`] say what a path's connection is, [`join`] brings it into its session. [`lan`] asks a relay for service.
 
 pub mod join;
 pub mod lan;
 pub mod open;
+pub mod parcels;
 pub mod pipe;
 pub mod session;
 pub mod stream;
 pub mod tls;
 pub mod transport;
+pub mod udp_port;
 
 /// The close code of a session or path that ends in order.
 pub const CLOSE_LEAVING: u32 = crate::community::login::CloseCode::Leaving as u32;

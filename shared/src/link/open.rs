@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{session::SessionHandle, stream::FlowStream};
 use crate::{
-    target::{Refusal, RefusalKind, Target},
-    transfer::open,
+    target::{Refusal, RefusalKind},
+    transfer::open::{self, Request},
     wire::WireError,
 };
 
@@ -26,12 +26,12 @@ pub enum RequestError {
     Malformed(#[from] WireError),
 }
 
-/// Opens a flow to `target` through `session`. What is written to it goes to the content server once `reconst` has reached it; what
-/// is read from it begins with the answer, for [`read_answer`].
+/// Opens a flow for `request` through `session`. What is written to it, or its parcels, go to the content server once `reconst` is
+/// ready; what is read from it begins with the answer, for [`read_answer`].
 ///
 /// # Errors
 /// [`RefusalKind::NoPath`] if no path comes into service within 10 s, [`RefusalKind::OverQuota`] if too many flows are open.
-pub async fn request_tcp(session: &SessionHandle, target: &Target) -> Result<FlowStream, Refusal> {
+pub async fn request(session: &SessionHandle, request: &Request) -> Result<FlowStream, Refusal> {
     let mut count = session.path_count();
     let has_path = match tokio::time::timeout(PATH_WAIT, count.wait_for(|count| count.active > 0 || count.is_closed)).await {
         Ok(Ok(count)) => count.active > 0,
@@ -42,11 +42,11 @@ pub async fn request_tcp(session: &SessionHandle, target: &Target) -> Result<Flo
     }
     let too_many = || Refusal::new(RefusalKind::OverQuota, "too many flows are open at once");
     let mut stream = session.open().ok_or_else(too_many)?;
-    stream.write_all(&open::encode_request(target)).await.map_err(lost)?;
+    stream.write_all(&request.encode()).await.map_err(lost)?;
     Ok(stream)
 }
 
-/// Waits for `reconst`'s answer on a flow that [`request_tcp`] opened.
+/// Waits for `reconst`'s answer on a flow that [`request`] opened.
 ///
 /// # Errors
 /// `reconst`'s refusal, or that the session was lost.
@@ -61,16 +61,16 @@ pub async fn read_answer(stream: &mut FlowStream) -> Result<(), Refusal> {
     Err(open::decode_refusal(kind, &reason))
 }
 
-/// Reads where a flow that the other end opened goes.
+/// Reads what a flow that the other end opened is for.
 ///
 /// # Errors
 /// If the flow ends first or its request can't be one.
-pub async fn read_request(stream: &mut FlowStream) -> Result<Target, RequestError> {
+pub async fn read_request(stream: &mut FlowStream) -> Result<Request, RequestError> {
     let mut first = [0; 2];
     stream.read_exact(&mut first).await?;
     let mut request = vec![0; open::request_len(&first)?];
     stream.read_exact(&mut request).await?;
-    Ok(open::decode_request(&request)?)
+    Ok(Request::decode(&request)?)
 }
 
 /// Answers a flow's request: the content server's bytes may follow, or nothing may.

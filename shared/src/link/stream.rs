@@ -8,10 +8,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::session::SessionHandle;
+use super::{parcels::ParcelPort, session::SessionHandle};
 use crate::{
     ids::FlowId,
-    transfer::{control::AbortCode, session::Read},
+    transfer::{control::AbortCode, schedule::Policy, session::Read},
 };
 
 /// One flow, in order and complete, whatever lines its chunks take.
@@ -26,6 +26,13 @@ pub struct FlowStream {
 impl FlowStream {
     pub(super) fn new(session: SessionHandle, id: FlowId) -> Self {
         Self { session, id }
+    }
+
+    /// Makes this a flow that sends parcels as well, spread over the paths by `policy`.
+    pub fn carry_parcels(&self, policy: Policy) -> ParcelPort {
+        let id = self.id;
+        self.session.with(|state, _| state.core.carry_parcels(id, policy));
+        ParcelPort::new(self.session.clone(), id)
     }
 
     /// The flow's number within its session.
@@ -92,7 +99,7 @@ impl fmt::Debug for FlowStream {
     }
 }
 
-fn aborted(code: AbortCode) -> io::Error {
+pub(super) fn aborted(code: AbortCode) -> io::Error {
     let reason = match code {
         AbortCode::Reset => "the other end reset the flow",
         AbortCode::TooManyFlows => "too many flows are open",

@@ -60,7 +60,15 @@ pub async fn serve<S>(listener: TcpListener, status: S, shutdown: Shutdown)
 where
     S: Fn() -> serde_json::Value + Send + Sync + 'static,
 {
-    let status = Arc::new(status);
+    serve_pages(listener, move |path: &str| (path == "/status").then(&status), shutdown).await;
+}
+
+/// As [`serve`], with the JSON that `page` gives for each path.
+pub async fn serve_pages<P>(listener: TcpListener, page: P, shutdown: Shutdown)
+where
+    P: Fn(&str) -> Option<serde_json::Value> + Send + Sync + 'static,
+{
+    let page = Arc::new(page);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accept = async {
         loop {
@@ -73,10 +81,10 @@ where
                     continue;
                 }
             };
-            let status = Arc::clone(&status);
+            let page = Arc::clone(&page);
             tokio::spawn(async move {
                 let _slot = slot;
-                let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &*status))));
+                let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &*page))));
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(EXCHANGE_TIME)
@@ -122,7 +130,7 @@ pub async fn fetch(address: SocketAddr, path: &str) -> Result<String, FetchError
     }
 }
 
-fn answer(request: &Request<Incoming>, status: &impl Fn() -> serde_json::Value) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, page: &impl Fn(&str) -> Option<serde_json::Value>) -> Response<Full<Bytes>> {
     if !has_loopback_host(request) {
         return text(StatusCode::FORBIDDEN, "This endpoint answers only to localhost, 127.0.0.1 and [::1].\n");
     }
@@ -131,12 +139,14 @@ fn answer(request: &Request<Incoming>, status: &impl Fn() -> serde_json::Value) 
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/status" => {
-            let mut response = text(StatusCode::OK, format!("{:#}\n", status()));
-            response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-            response
-        }
-        _ => text(StatusCode::NOT_FOUND, "There is /status and /healthz.\n"),
+        path => match page(path) {
+            Some(page) => {
+                let mut response = text(StatusCode::OK, format!("{page:#}\n"));
+                response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+                response
+            }
+            None => text(StatusCode::NOT_FOUND, "There is /status and /healthz.\n"),
+        },
     }
 }
 

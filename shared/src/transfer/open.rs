@@ -1,13 +1,21 @@
 //! What the first bytes of a flow say: where it goes, and whether it got there.
 //!
 //! ```text
-//! request (proxy-local, before the application's bytes) = length (u16), 0x01 (TCP), target
+//! request (proxy-local, before the application's bytes) = length (u16), 0x01 (TCP), target, [origin]
+//!                                                       | length (u16), 0x02 (UDP), policy, [origin]
 //! answer  (reconst, before the content server's bytes)  = 0x00 | refusal kind (1 byte), length (1 byte), reason (UTF-8)
+//! origin  = the application's address and port, as proxy-local sees them, in the form of a target
+//! policy  = how the parcels to proxy-local are spread: 1 adaptive, 2 wrr, 3 rr, 4 redundant
+//! parcel of a UDP flow = target that it goes to, or comes from, and the datagram's bytes
 //! ```
+//! A UDP flow's stream ends where its parcels do and carries nothing else.
 //! They are bytes of the flow itself, so that a flow needs no round trip of its own to be opened and no other flow waits for its request.
+
+use std::net::SocketAddr;
 
 use bytes::{Buf, BufMut};
 
+use super::schedule::Policy;
 use crate::{
     target::{Refusal, RefusalKind, Target},
     wire::{self, WireError},
@@ -16,25 +24,73 @@ use crate::{
 /// The longest request behind its length, in bytes.
 pub const REQUEST_MAX: usize = 300;
 
-const TCP: u8 = 0x01;
-
-/// The request for a TCP connection to `target`, with its length.
-pub fn encode_request(target: &Target) -> Vec<u8> {
-    let mut out = vec![0, 0, TCP];
-    target.encode(&mut out);
-    let len = out.len() as u16 - 2;
-    out[..2].copy_from_slice(&len.to_be_bytes());
-    out
+/// What a flow is opened for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// A connection, or parcels.
+    pub kind: RequestKind,
+    /// The application's end, as `proxy-local` sees it, if it tells.
+    pub origin: Option<SocketAddr>,
 }
 
-/// The target of a request without its length.
-///
-/// # Errors
-/// If it is cut short or holds what can't be.
-pub fn decode_request(mut input: &[u8]) -> Result<Target, WireError> {
-    match wire::take_u8(&mut input)? {
-        TCP => Target::decode(&mut input),
-        _ => Err(WireError::Value("flow kind")),
+/// What a flow carries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RequestKind {
+    /// The bytes of a TCP connection to this target.
+    Tcp(Target),
+    /// Parcels, those to `proxy-local` spread by this policy.
+    Udp(Policy),
+}
+
+const TCP: u8 = 0x01;
+const UDP: u8 = 0x02;
+
+impl Request {
+    /// The request with its length.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0, 0];
+        match &self.kind {
+            RequestKind::Tcp(target) => {
+                out.put_u8(TCP);
+                target.encode(&mut out);
+            }
+            RequestKind::Udp(policy) => {
+                out.put_u8(UDP);
+                out.put_u8(match policy {
+                    Policy::Adaptive => 1,
+                    Policy::WeightedRoundRobin => 2,
+                    Policy::RoundRobin => 3,
+                    Policy::Redundant => 4,
+                });
+            }
+        }
+        if let Some(origin) = self.origin {
+            Target::from(origin).encode(&mut out);
+        }
+        let len = out.len() as u16 - 2;
+        out[..2].copy_from_slice(&len.to_be_bytes());
+        out
+    }
+
+    /// A request without its length.
+    ///
+    /// # Errors
+    /// If it is cut short or holds what can't be.
+    pub fn decode(mut input: &[u8]) -> Result<Self, WireError> {
+        let kind = match wire::take_u8(&mut input)? {
+            TCP => RequestKind::Tcp(Target::decode(&mut input)?),
+            UDP => RequestKind::Udp(match wire::take_u8(&mut input)? {
+                1 => Policy::Adaptive,
+                2 => Policy::WeightedRoundRobin,
+                3 => Policy::RoundRobin,
+                4 => Policy::Redundant,
+                _ => return Err(WireError::Value("policy")),
+            }),
+            _ => return Err(WireError::Value("flow kind")),
+        };
+        let origin = if input.is_empty() { None } else { Some(Target::decode(&mut input)?) };
+        let origin = origin.map(|origin| origin.address().ok_or(WireError::Value("origin"))).transpose()?;
+        Ok(Self { kind, origin })
     }
 }
 
@@ -76,11 +132,18 @@ mod tests {
 
     #[test]
     fn a_request_comes_back_as_it_was() {
-        for text in ["example.org:443", "192.0.2.1:80", "[2001:db8::1]:8080"] {
-            let target: Target = text.parse().expect("a target");
-            let bytes = encode_request(&target);
-            assert_eq!(request_len(&bytes), Ok(bytes.len() - 2));
-            assert_eq!(decode_request(&bytes[2..]), Ok(target));
+        let mut kinds: Vec<RequestKind> =
+            [Policy::Adaptive, Policy::WeightedRoundRobin, Policy::RoundRobin, Policy::Redundant].map(RequestKind::Udp).into();
+        kinds.extend(
+            ["example.org:443", "192.0.2.1:80", "[2001:db8::1]:8080"].map(|text| RequestKind::Tcp(text.parse().expect("a target"))),
+        );
+        for kind in kinds {
+            for origin in [None, Some("10.0.1.1:8111".parse().expect("an address")), Some("[fd00::1]:1".parse().expect("an address"))] {
+                let request = Request { kind: kind.clone(), origin };
+                let bytes = request.encode();
+                assert_eq!(request_len(&bytes), Ok(bytes.len() - 2));
+                assert_eq!(Request::decode(&bytes[2..]), Ok(request));
+            }
         }
     }
 
@@ -95,7 +158,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_bytes_never_panic(input: Vec<u8>) {
-            let _ = decode_request(&input);
+            let _ = Request::decode(&input);
         }
     }
 }

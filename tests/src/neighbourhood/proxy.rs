@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared::community::profile::Profile;
+use shared::{community::profile::Profile, transfer::path::PathStatus};
 
 use super::DRAIN_TIME;
 use crate::program::Program;
@@ -21,12 +21,13 @@ impl Proxy {
         user: &Profile,
         listen: SocketAddr,
         relays: &[SocketAddr],
-        scheduler: proxy_local::config::Scheduler,
+        (scheduler, udp_scheduler): (proxy_local::config::Scheduler, proxy_local::config::Scheduler),
         hears_at: Option<SocketAddr>,
     ) -> anyhow::Result<Self> {
         let config = proxy_local::Config {
             discover: hears_at.is_some(),
             announce_listen: hears_at.unwrap_or(listen),
+            udp_scheduler,
             ..proxy_config(user, listen, relays, scheduler)
         };
         let program = Program::start("proxy-local", move |shutdown| proxy_local::start(config, shutdown)).await?;
@@ -41,6 +42,11 @@ impl Proxy {
     /// The paths in service.
     pub fn active_paths(&self) -> usize {
         self.status().paths.iter().filter(|path| path.state == "active").count()
+    }
+
+    /// The figures of the paths of its session.
+    pub fn path_status(&self) -> Vec<PathStatus> {
+        self.program.running().paths().map(|paths| paths.session().path_status()).unwrap_or_default()
     }
 
     /// What the proxy does now.
