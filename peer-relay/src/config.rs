@@ -35,6 +35,9 @@ pub struct Config {
     pub clients_max: usize,
     /// How long a client may be silent before it must ask again. Default 60 s; shorter than a path's keep-alive and paths die idle.
     pub client_idle: Duration,
+    /// Whether those who want to become members are carried to `reconst`'s login port, a trickle at a time. Default true; without it a PC
+    /// without a line can't join through this relay.
+    pub carries_strangers: bool,
     /// How long the relay goes on forwarding once it is to stop. Default 3 s; with 0 its users lose what is under way, much longer only
     /// delays the stop, which comes anyway when no traffic is left.
     pub drain: Duration,
@@ -73,6 +76,7 @@ impl Config {
             also_reached_as: Vec::new(),
             clients_max: AdmissionConfig::CLIENTS_MAX,
             client_idle: AdmissionConfig::IDLE,
+            carries_strangers: true,
             drain: Duration::from_secs(3),
             state: None,
             admin: None,

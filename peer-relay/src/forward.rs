@@ -16,7 +16,7 @@ use std::{
 use rustls::pki_types::UnixTime;
 use shared::{
     community::{
-        hello::{Admission, AdmissionConfig, AdmissionCounters, Answer, HelloRefusal, Judged, PendingHello, is_quic},
+        hello::{Admission, AdmissionConfig, AdmissionCounters, Answer, HelloRefusal, Judged, PendingHello, carry::is_enrol, is_quic},
         member::Identity,
         weight::Weights,
     },
@@ -33,6 +33,7 @@ use crate::{
     batch::Packets,
     client::{Carried, Client, ClientAddress, Common, ERROR_PAUSE, ERRORS_IN_A_ROW_MAX},
     login::Upstream,
+    strangers::Strangers,
 };
 
 /// Forwards for the clients of one line.
@@ -40,6 +41,7 @@ pub(crate) struct Forwarder {
     common: Arc<Common>,
     lan_address: SocketAddr,
     admission: Admission<Client>,
+    strangers: Strangers,
     /// Where the LAN's paths are served, once `reconst` has said so.
     upstream: watch::Receiver<Upstream>,
     /// Why the owner holds the line back, if so.
@@ -62,6 +64,8 @@ pub(crate) struct Register {
 pub(crate) struct LineCounters {
     /// Packets of addresses that are not served.
     pub(crate) strangers: u64,
+    /// Those who wanted to become members and were carried.
+    pub(crate) strangers_carried: u64,
     /// `HELLO`s left unjudged because too many were waiting.
     pub(crate) unjudged: u64,
     /// What became of the others.
@@ -77,9 +81,11 @@ pub(crate) struct Judge {
 
 impl Forwarder {
     /// A forwarder on the LAN socket of `common`.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one line")]
     pub(crate) fn new(
         common: Arc<Common>,
         admission: AdmissionConfig,
+        strangers: Strangers,
         upstream: watch::Receiver<Upstream>,
         hold: watch::Receiver<Option<Hold>>,
         judge: Judge,
@@ -91,7 +97,7 @@ impl Forwarder {
         let (judged_sender, judged) = mpsc::channel(PENDING_MAX);
         tokio::spawn(judge.run(pending, judged_sender));
         let admission = Admission::new(admission, &rand::random(), Instant::now());
-        Ok(Self { common, lan_address, admission, upstream, hold, judge: pending_sender, judged, register, shutdown })
+        Ok(Self { common, lan_address, admission, strangers, upstream, hold, judge: pending_sender, judged, register, shutdown })
     }
 
     /// Forwards until the future is dropped.
@@ -144,12 +150,17 @@ impl Forwarder {
     fn carry_up(&mut self, now: Instant, from: SocketAddr, packets: Packets<'_>) {
         match self.admission.client(now, from) {
             Some(client) => client.carry_up(now, packets),
-            None => self.register.counters().strangers += packets.count(),
+            None => self.register.counters().strangers += self.strangers.carry_up(now, from, packets),
         }
     }
 
     fn handle_hello(&mut self, now: Instant, from: SocketAddr, to: Option<IpAddr>, packet: &[u8]) {
         let to = SocketAddr::new(to.unwrap_or(self.lan_address.ip()), self.lan_address.port());
+        if is_enrol(packet[0]) {
+            let login = if self.shutdown.is_draining() { Err(HelloRefusal::Draining) } else { self.login() };
+            self.register.counters().strangers_carried += u64::from(self.strangers.handle_enrol(now, from, to.ip(), packet, login));
+            return;
+        }
         match self.admission.handle_hello(now, from, to, packet, self.obstacle()) {
             Answer::Nothing => (),
             Answer::Send(answer) => {
@@ -161,6 +172,10 @@ impl Forwarder {
                 }
             }
         }
+    }
+
+    fn login(&self) -> Result<SocketAddr, HelloRefusal> {
+        self.upstream.borrow().login.ok_or(HelloRefusal::NotReady)
     }
 
     fn obstacle(&self) -> Option<HelloRefusal> {
@@ -201,6 +216,7 @@ impl Forwarder {
     }
 
     fn tick(&mut self) {
+        self.strangers.expire(Instant::now());
         for (client, _) in self.admission.expire(Instant::now()) {
             tracing::debug!(%client, "silent for too long");
         }

@@ -1,7 +1,8 @@
 //! A neighbour's relay: lends its line to the users of its LAN, opaque packet by opaque packet.
 //!
 //! A packet's way: [`forward`] takes it from the LAN port and looks up who sent it, a [`lane`] keeps to the
-//! owner's limits, [`client`] sends it to `reconst` over the [`mod@line`] and brings the answers back. Beside that way, [`forward`]'s judge admits users, [`login`] asks
+//! owner's limits, [`client`] sends it to `reconst` over the [`mod@line`] and brings the answers back. Beside that way, [`forward`]'s judge
+//! admits users, [`strangers`] carries those who want to become members to the login port, [`login`] asks
 //! `reconst` where the LAN is served, [`announcer`] tells the LAN. The relay holds no key of a user's path, keeps no data, and forwards to
 //! nothing but its `reconst`.
 
@@ -41,6 +42,7 @@ mod owner;
 mod probe;
 mod share;
 mod store;
+mod strangers;
 mod weights;
 
 pub use announcer::AnnounceConfig;
@@ -59,6 +61,7 @@ use login::{Login, LoginLine};
 use owner::Owner;
 use share::Share;
 use store::Store;
+use strangers::Strangers;
 use weights::LineWeights;
 
 /// A relay at work. Dropping it stops it at once.
@@ -120,6 +123,8 @@ pub struct LineStatus {
     pub share: ShareStatus,
     /// Packets dropped because their sender is not served.
     pub dropped_of_strangers: u64,
+    /// Those who wanted to become members and were carried to `reconst`.
+    pub strangers_carried: u64,
     /// Requests for service granted.
     pub admitted: u64,
     /// Requests for service refused, or not looked at for want of time.
@@ -329,7 +334,9 @@ fn start_line(
     };
     let owner = Arc::new(Owner::new(line.number, line.share.terms.clone(), Arc::clone(&common), store.clone()));
     let hold = owner.hold();
-    let forwarder = Forwarder::new(Arc::clone(&common), admission, upstream.clone(), hold, judge, Arc::clone(&register), shutdown)?;
+    let strangers = Strangers::new(Arc::clone(&common), config.carries_strangers, &rand::random());
+    let forwarder =
+        Forwarder::new(Arc::clone(&common), admission, strangers, upstream.clone(), hold, judge, Arc::clone(&register), shutdown)?;
     tasks.spawn(forwarder.run());
     let watching = Arc::clone(&owner);
     tasks.spawn(async move { watching.run().await });
@@ -358,7 +365,7 @@ fn status_of(lines: &[Arc<RunningLine>]) -> Status {
 
 impl RunningLine {
     fn status(&self) -> LineStatus {
-        let Upstream { data, is_logged_in, problem } = self.upstream.borrow().clone();
+        let Upstream { data, is_logged_in, problem, .. } = self.upstream.borrow().clone();
         let counters = *self.register.counters.lock().expect("nothing panics while it is held");
         let clients = self.register.clients.lock().expect("nothing panics while it is held");
         LineStatus {
@@ -375,6 +382,7 @@ impl RunningLine {
             carried: self.common.totals.status(),
             share: self.common.share.status(),
             dropped_of_strangers: counters.strangers,
+            strangers_carried: counters.strangers_carried,
             admitted: counters.admission.admitted,
             refused: counters.admission.refused + counters.unjudged,
             clients: clients

@@ -44,6 +44,8 @@ use crate::{
 pub struct Upstream {
     /// Where the LAN's paths are served, once known.
     pub data: Option<SocketAddr>,
+    /// Where the login was last made, once it was.
+    pub login: Option<SocketAddr>,
     /// Whether the login stands right now.
     pub is_logged_in: bool,
     /// Why the last one ended, or did not come about; for a person.
@@ -140,7 +142,7 @@ impl Login {
             .with_context(|| format!("reconst at {address} does not answer"))?
             .map_err(|error| explain(&error))?;
         self.standing.send_replace(Some(connection.clone()));
-        let ended = self.stay(&connection, address.ip(), line).await;
+        let ended = self.stay(&connection, address, line).await;
         self.standing.send_replace(None);
         // Said to `reconst` if the line still works, so that it need not find out.
         connection.close(VarInt::from_u32(CloseCode::Leaving.code()), b"");
@@ -150,7 +152,7 @@ impl Login {
     async fn stay(
         &self,
         connection: &quinn::Connection,
-        reached: IpAddr,
+        reached: SocketAddr,
         line: &mut LoginLine,
     ) -> anyhow::Result<std::convert::Infallible> {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| explain(&error))?;
@@ -215,12 +217,12 @@ impl Login {
         }
     }
 
-    async fn take(&self, placements: Vec<Placement>, reached: IpAddr) -> anyhow::Result<()> {
+    async fn take(&self, placements: Vec<Placement>, reached: SocketAddr) -> anyhow::Result<()> {
         let Some(placement) = placements.into_iter().find(|placement| placement.lan == self.lan) else {
             bail!("reconst does not serve LAN {}", self.lan)
         };
         let data = match placement.data {
-            DataAddress::Here(port) => SocketAddr::new(reached, port),
+            DataAddress::Here(port) => SocketAddr::new(reached.ip(), port),
             DataAddress::Elsewhere(target) => {
                 timeout(CONNECT_TIME, self.resolve(&target)).await.context("the name server does not answer")??
             }
@@ -228,7 +230,7 @@ impl Login {
         if self.upstream.borrow().data != Some(data) || !self.upstream.borrow().is_logged_in {
             tracing::info!(line = self.line.0, lan = %self.lan, %data, "logged in to reconst");
         }
-        self.upstream.send_replace(Upstream { data: Some(data), is_logged_in: true, problem: None });
+        self.upstream.send_replace(Upstream { data: Some(data), login: Some(reached), is_logged_in: true, problem: None });
         Ok(())
     }
 

@@ -19,7 +19,9 @@ use shared::{
     service::{
         Exit, Failure, LogFormat, admin, conclude,
         control::{self, ControlError},
-        default_folder, init_logging, read_config, read_profile, shutdown_on_signals,
+        default_folder, default_profile, found_profile, init_logging,
+        joining::{Joining, read_invite},
+        read_config, read_profile, shutdown_on_signals,
     },
     share::allowance::{Cap, Hours},
     units::{Rate, Size},
@@ -62,6 +64,8 @@ enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Become a relay with an invite: make a key here, have it certified, write the profile.
+    Join(Join),
     /// Say whether `run` would accept the same settings, without starting.
     Check(Box<Settings>),
     /// Print completions for a shell.
@@ -88,12 +92,27 @@ struct Which {
 }
 
 #[derive(Args)]
+struct Join {
+    /// The invite, a link; `-` or nothing reads it from standard input, where no list of processes shows it.
+    link: Option<String>,
+    /// Where to write the profile [default: relay.toml below ~/.config/tributary].
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Let the new profile take the place of one that is there.
+    #[arg(long)]
+    force: bool,
+    /// Reach reconst through this relay, beside those that announce themselves.
+    #[arg(long, value_name = "IP:PORT")]
+    relay: Vec<SocketAddr>,
+}
+
+#[derive(Args)]
 struct Settings {
     /// Read settings from a TOML file: the same names, without dashes in front. Flags go before the file.
     #[arg(short = 'c', value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The relay's profile, made with `reconst relay add`; once for each LAN. With several, the ports of --lan-bind and --admin and the path of --control are the
-    /// first LAN's and the others follow; shares are for each LAN.
+    /// The relay's profile, as `join` writes it [default: relay.toml below ~/.config/tributary]; once for each LAN. With several, the ports of
+    /// --lan-bind and --admin and the path of --control are the first LAN's and the others follow; shares are for each LAN.
     #[arg(long, value_name = "FILE")]
     profile: Vec<PathBuf>,
     /// Where users reach the relay on the LAN [default: port 7654 on every address].
@@ -135,6 +154,9 @@ struct Settings {
     /// The socket for `pause`, `resume` and `status` [default: one in the user's or the system's runtime directory].
     #[arg(long, value_name = "FILE")]
     control: Option<PathBuf>,
+    /// Whether PCs that want to become members may reach reconst through this relay, a trickle at a time: on or off [default: on].
+    #[arg(long, value_name = "SWITCH", value_parser = switch)]
+    carry_joins: Option<bool>,
     /// Answer `status` here, on a loopback address.
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -162,6 +184,7 @@ struct SettingsFile {
     state: Option<PathBuf>,
     control: Option<PathBuf>,
     admin: Option<SocketAddr>,
+    carry_joins: Option<bool>,
     log_format: Option<String>,
     announce: Option<bool>,
     announce_to: Vec<SocketAddr>,
@@ -240,6 +263,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             print_held(&which.ask(false, "pause", Arguments { line, seconds })?)
         }
         Command::Resume { line, which } => print_held(&which.ask(false, "resume", Arguments { line, seconds: None })?),
+        Command::Join(join) => runtime()?.block_on(join.execute()),
         Command::Check(settings) => {
             let (configs, _) = settings.resolve()?;
             for config in configs {
@@ -304,7 +328,10 @@ impl Settings {
             Profiles::Several(paths) => paths,
         };
         let of_file: Vec<_> = of_file.into_iter().map(|path| beside(self.config.as_deref(), path)).collect();
-        let paths = if self.profile.is_empty() { of_file } else { self.profile };
+        let mut paths = if self.profile.is_empty() { of_file } else { self.profile };
+        if paths.is_empty() {
+            paths.push(found_profile(Role::Relay, "peer-relay")?);
+        }
         let profiles: Vec<_> = paths.iter().map(|path| read_profile(path, Role::Relay, "peer-relay")).collect::<Result<_, _>>()?;
         let Some(first) = profiles.first() else {
             return Err(Failure::usage("no profile: name the relay's with --profile FILE").into());
@@ -345,6 +372,7 @@ impl Settings {
         let of_file = file.state.map(|path| beside(self.config.as_deref(), path));
         config.state = self.state.or(of_file).or_else(default_folder);
         config.admin = self.admin.or(file.admin);
+        config.carries_strangers = self.carry_joins.or(file.carry_joins).unwrap_or(config.carries_strangers);
         config.announce.multicast = file.announce.unwrap_or(config.announce.multicast);
         config.announce.unicast = file.announce_to;
         config.announce.interval = file.announce_interval_ms.map_or(config.announce.interval, Duration::from_millis);
@@ -404,6 +432,26 @@ impl LineFile {
 fn default_control(identity: &Identity) -> Vec<PathBuf> {
     let name = format!("{PROGRAM}-{}-{}.sock", identity.lan.0, identity.name);
     control::directories().into_iter().map(|directory| directory.join(&name)).collect()
+}
+
+impl Join {
+    async fn execute(self) -> anyhow::Result<()> {
+        let invite = read_invite(self.link.as_deref(), Role::Relay)?;
+        let path = self.profile.map_or_else(|| default_profile(Role::Relay), Ok)?;
+        let joining = Joining { may_replace: self.force, relays: self.relay, ..Joining::new(invite, path.clone()) };
+        let profile = joining.run().await?;
+        println!("this PC is {} now; its profile is {}: a secret, to stay here", profile.identity, path.display());
+        println!("next: peer-relay run");
+        Ok(())
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it is `on` or `off`".into()),
+    }
 }
 
 /// A path in a configuration file is relative to the file.

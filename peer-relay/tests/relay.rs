@@ -12,6 +12,7 @@ use shared::{
         weight::{LineWeight, Weights},
     },
     link::{
+        carry::ask_to_carry,
         lan::{HelloError, request_service},
         tls::Signer,
     },
@@ -40,6 +41,28 @@ async fn a_member_is_welcomed_and_its_packets_go_through_both_ways_unchanged() {
     let carried = relay.status().lines[0].carried;
     assert_eq!((carried.up.packets, carried.down.packets, carried.up.dropped, carried.down.dropped), (150, 150, 0, 0));
     assert_eq!(carried.up.bytes, carried.down.bytes);
+}
+
+#[tokio::test]
+async fn a_stranger_is_carried_away_from_the_data_port_and_not_at_all_if_the_owner_says_so() {
+    let authority = Authority::new();
+    let reconst = authority.reconst().await;
+    let mut config = config(authority.profile("relay1", Role::Relay, reconst.login));
+    let relay = ready(config.clone(), Shutdown::new()).await;
+    let (stranger, proxy) = (socket().await, socket().await);
+    ask_to_carry(&stranger, relay.lan_addr()).await.expect("carried");
+    for _ in 0..5 {
+        stranger.send_to(&[0x40; 50], relay.lan_addr()).await.expect("sent");
+    }
+    ask(&authority, &proxy, relay.lan_addr(), &authority.user("ann")).await.expect("welcome");
+    exchange(&proxy, relay.lan_addr(), &reconst.data, 50).await;
+    let line = relay.status().lines.remove(0);
+    assert_eq!((line.strangers_carried, line.carried.up.packets), (1, 50));
+
+    config.carries_strangers = false;
+    let relay = ready(config, Shutdown::new()).await;
+    let refused = ask_to_carry(&stranger, relay.lan_addr()).await.expect_err("not carried");
+    assert!(matches!(refused, HelloError::Refused { refusal: HelloRefusal::NotCarried, .. }), "{refused}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use shared::{
     community::{announce::ANNOUNCE_PORT, member::Role, profile::Profile, roster::RosterConfig},
     link::tls::{MemberVerifier, Signer},
-    service::{Exit, Failure, LogFormat, default_folder, read_config, read_profile, read_secret},
+    service::{Exit, Failure, LogFormat, default_folder, found_profile, read_config, read_profile, read_secret},
     transfer::schedule::Policy,
 };
 
@@ -104,7 +104,7 @@ pub struct Options {
     #[arg(short = 'c', long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// Profile that makes this PC a member of a LAN; once for each LAN
+    /// Profile that makes this PC a member of a LAN; once for each LAN [default: user.toml below ~/.config/tributary, as `join` writes it]
     #[arg(long, value_name = "FILE")]
     profile: Vec<PathBuf>,
     /// Where applications find the proxy [default: port 1080 of 127.0.0.1, and of ::1 if free]
@@ -257,10 +257,8 @@ impl Options {
         if credentials.is_none() && !self.allow_anyone {
             refuse_open_proxy(&listen)?;
         }
-        if self.profile.is_empty() {
-            return Err(Failure::usage("no profile: give the one you got from whoever runs `reconst` with --profile FILE").into());
-        }
-        let profiles: Vec<Profile> = self.profile.iter().map(|path| usable_profile(path)).collect::<anyhow::Result<_>>()?;
+        let paths = if self.profile.is_empty() { vec![found_profile(Role::User, "proxy-local")?] } else { self.profile.clone() };
+        let profiles: Vec<Profile> = paths.iter().map(|path| usable_profile(path)).collect::<anyhow::Result<_>>()?;
         let placement = self.rule.iter().map(|rule| rule.resolve(&profiles)).collect::<anyhow::Result<_>>()?;
         let limits = Limits {
             connections: at_least_one(self.max_connections.unwrap_or(Limits::default().connections))?,
@@ -439,7 +437,9 @@ mod tests {
         let failure = failure_of(open.clone());
         assert_eq!(failure.exit, Exit::Config);
         assert!(failure.message.contains("--credentials"), "{failure}");
-        assert!(failure_of(Options { allow_anyone: true, ..open }).message.contains("--profile"));
+        let no_profile = Options { allow_anyone: true, profile: vec!["/nonexistent/user.toml".into()], ..open };
+        let error = no_profile.into_config().expect_err("no profile").to_string();
+        assert!(error.contains("/nonexistent/user.toml"), "{error}");
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! The authority: signs `reconst`'s own certificate and those of all members.
 //!
-//! Enters: identities. Leaves: certificates with their keys, each key made here for one holder. Always holds: what the authority signs
+//! Enters: identities, and the public keys of those who made theirs themselves. Leaves: certificates, with their keys where those are made
+//! here. Always holds: what the authority signs
 //! is a leaf, for one end of TLS alone, with a name below `tributary.internal`. Where keys are kept is left to
 //! [`StateDir`](crate::state::StateDir) and to the profiles; who is a member, to [`Accounts`](crate::accounts::Accounts).
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, NameConstraints, PKCS_ED25519,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ED25519, PublicKeyData, SignatureAlgorithm,
 };
 use shared::community::member::{Identity, RECONST_NAME};
 use time::{Duration, OffsetDateTime};
+
+use crate::accounts::invites::Certified;
 
 /// The authority with its key. Prints without it.
 #[derive(Debug)]
@@ -73,33 +76,68 @@ impl Authority {
     /// # Errors
     /// If the system gives no randomness.
     pub fn issue_server(&self) -> Result<Issued, rcgen::Error> {
-        self.issue(RECONST_NAME.into(), "Tributary reconst", ExtendedKeyUsagePurpose::ServerAuth)
+        self.issue(RECONST_NAME.into(), "Tributary reconst", ExtendedKeyUsagePurpose::ServerAuth, SERVER_VALIDITY)
     }
 
-    /// A certificate for a member.
+    /// A certificate for a member, with a key made here.
     ///
     /// # Errors
     /// If the system gives no randomness.
-    pub fn issue_member(&self, member: &Identity) -> Result<Issued, rcgen::Error> {
-        self.issue(member.dns_name(), &member.to_string(), ExtendedKeyUsagePurpose::ClientAuth)
+    pub fn issue_member(&self, member: &Identity, validity: Duration) -> Result<Issued, rcgen::Error> {
+        self.issue(member.dns_name(), &member.to_string(), ExtendedKeyUsagePurpose::ClientAuth, validity)
     }
 
-    fn issue(&self, dns_name: String, title: &str, purpose: ExtendedKeyUsagePurpose) -> Result<Issued, rcgen::Error> {
+    /// A certificate for a member who has made this Ed25519 key.
+    ///
+    /// # Errors
+    /// If the system gives no randomness.
+    pub fn certify_member(&self, member: &Identity, public_key: [u8; 32], validity: Duration) -> Result<Certified, rcgen::Error> {
+        let purpose = ExtendedKeyUsagePurpose::ClientAuth;
+        let (certificate, expires_at) =
+            self.sign(member.dns_name(), &member.to_string(), purpose, validity, &Ed25519PublicKey(public_key))?;
+        Ok(Certified { der: certificate.der().to_vec(), expires_at })
+    }
+
+    fn issue(&self, dns_name: String, title: &str, purpose: ExtendedKeyUsagePurpose, validity: Duration) -> Result<Issued, rcgen::Error> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let (certificate, expires_at) = self.sign(dns_name, title, purpose, validity, &key)?;
+        Ok(Issued {
+            certificate_der: certificate.der().to_vec(),
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            expires_at,
+        })
+    }
+
+    fn sign(
+        &self,
+        dns_name: String,
+        title: &str,
+        purpose: ExtendedKeyUsagePurpose,
+        validity: Duration,
+        key: &impl PublicKeyData,
+    ) -> Result<(Certificate, OffsetDateTime), rcgen::Error> {
         let mut params = CertificateParams::new(vec![dns_name])?;
         params.distinguished_name = common_name(title);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![purpose];
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, LEAF_VALIDITY);
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued {
-            certificate_der: certificate.der().to_vec(),
-            certificate_pem: certificate.pem(),
-            key_pem: key.serialize_pem(),
-            expires_at: params.not_after,
-        })
+        set_validity(&mut params, validity);
+        Ok((params.signed_by(key, &self.issuer)?, params.not_after))
+    }
+}
+
+/// A public key as it came over the network.
+struct Ed25519PublicKey([u8; 32]);
+
+impl PublicKeyData for Ed25519PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ED25519
     }
 }
 
@@ -112,7 +150,7 @@ fn common_name(name: &str) -> DistinguishedName {
 
 fn set_validity(params: &mut CertificateParams, validity: Duration) {
     let now = OffsetDateTime::now_utc().replace_nanosecond(0).expect("0 ns is a time of any second");
-    params.not_before = now - BACKDATED;
+    params.not_before = now - BACKDATED.min(validity / 10);
     params.not_after = now + validity;
 }
 
@@ -122,10 +160,10 @@ const NAMES: &str = "tributary.internal";
 /// Members hold the authority's certificate in their profiles, so that replacing it means new profiles for all.
 const AUTHORITY_VALIDITY: Duration = Duration::days(20 * 365);
 
-/// Short enough that a forgotten PC drops out some day, long enough that renewing is no chore.
-const LEAF_VALIDITY: Duration = Duration::days(2 * 365);
+/// `reconst` renews its own when it starts.
+const SERVER_VALIDITY: Duration = Duration::days(2 * 365);
 
-/// A PC whose clock is behind by less than this takes a new certificate at once.
+/// A PC whose clock is behind by less than this, or than a tenth of the certificate's time, takes a new certificate at once.
 const BACKDATED: Duration = Duration::days(1);
 
 /// RFC 5280 appendix A: `ub-common-name`.
@@ -158,7 +196,7 @@ mod tests {
     fn a_certificate_for_another_domain_is_worth_nothing() {
         let (authority, _) = Authority::create("isp.example").expect("an authority");
         let issued =
-            authority.issue("ann.user.lan15.example.org".into(), "ann", ExtendedKeyUsagePurpose::ClientAuth).expect("a certificate");
+            authority.issue("ann.user.lan15.example.org".into(), "ann", ExtendedKeyUsagePurpose::ClientAuth, YEAR).expect("a certificate");
         let verifier = tls::MemberVerifier::new(authority.certificate_pem()).expect("an authority");
         assert!(verifier.verify(&issued.certificate_der, b"", b"", rustls::pki_types::UnixTime::now()).is_err());
     }
@@ -171,9 +209,11 @@ mod tests {
             .expect("a usable certificate");
     }
 
+    const YEAR: Duration = Duration::days(365);
+
     fn assert_signs_for_members(authority: &Authority) {
         let ann = Identity { name: "ann".parse().expect("a name"), role: Role::User, lan: LanId(15) };
-        let issued = authority.issue_member(&ann).expect("a certificate");
+        let issued = authority.issue_member(&ann, YEAR).expect("a certificate");
         let profile = Profile {
             identity: ann.clone(),
             lan_name: "elm".parse().expect("a name"),

@@ -1,8 +1,9 @@
 //! The directory: relays log in here and learn where their LAN's paths are served.
 //!
 //! Enters: logins as [`shared::community::login`] words them. Leaves: each relay's LAN's data port, at once and whenever it moves; a
-//! refusal with a reason for who is no relay any more, also in the middle of a login. Always holds: handshakes, logins and logins of
-//! one relay are bounded. What the relay says of its line goes to the [roster](crate::roster), what is measured of the line comes back from it.
+//! refusal with a reason for who is no relay any more, also in the middle of a login. Those who come to be members go to `enrol`. Always
+//! holds: handshakes, logins and logins of one relay are bounded. What the relay says of its line goes to the [roster](crate::roster), what
+//! is measured of the line comes back from it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,6 +33,7 @@ use tokio::{
 
 use crate::{
     accounts::{Accounts, Denied, Member, MemberId},
+    enrol::Enroller,
     lines::Lines,
     roster::{LineKey, Rates, RosterReport},
 };
@@ -40,15 +42,15 @@ use crate::{
 pub type DataAddresses = Arc<BTreeMap<LanId, SocketAddr>>;
 
 /// The logins that stand; clones share them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Directory {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     accounts: Accounts,
     data_addresses: watch::Receiver<DataAddresses>,
+    enroller: Enroller,
     lines: Lines,
     logins: Mutex<Logins>,
 }
@@ -74,8 +76,8 @@ pub struct LoginReport {
 
 impl Directory {
     /// A directory of `data_addresses`, with no logins yet.
-    pub fn new(accounts: Accounts, data_addresses: watch::Receiver<DataAddresses>, lines: Lines) -> Self {
-        Self { shared: Arc::new(Shared { accounts, data_addresses, lines, logins: Mutex::default() }) }
+    pub(crate) fn new(accounts: Accounts, data_addresses: watch::Receiver<DataAddresses>, lines: Lines, enroller: Enroller) -> Self {
+        Self { shared: Arc::new(Shared { accounts, data_addresses, lines, enroller, logins: Mutex::default() }) }
     }
 
     /// The logins that stand, by LAN and relay.
@@ -111,10 +113,14 @@ impl Directory {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 let remote = incoming.remote_address();
-                let begun = timeout(LOGIN_TIME, shared.begin(incoming)).await.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long")));
-                drop(handshake);
-                let ended = match begun {
-                    Ok(login) => login.keep().await,
+                let begun = timeout(LOGIN_TIME, shared.clone().begin(incoming)).await;
+                let ended = match begun.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long"))) {
+                    Ok(Begun::Login(login)) => {
+                        drop(handshake);
+                        login.keep().await
+                    }
+                    // It counts as a handshake to its end: strangers gain no more room than that.
+                    Ok(Begun::Stranger(connection)) => shared.enroller.serve_stranger(connection).await.map_err(Into::into),
                     Err(error) => Err(error),
                 };
                 if let Err(error) = ended {
@@ -130,9 +136,12 @@ impl Shared {
         self.logins.lock().expect("nothing panics under the lock")
     }
 
-    /// Makes a login of a connection: who it is, and its first message.
-    async fn begin(self: Arc<Self>, incoming: quinn::Incoming) -> anyhow::Result<Login> {
+    /// Makes a login of a connection, by who it is and its first message, unless it is a stranger's.
+    async fn begin(self: Arc<Self>, incoming: quinn::Incoming) -> anyhow::Result<Begun> {
         let connection = incoming.await?;
+        if tls::protocol(&connection).as_deref() == Some(tls::ENROL_ALPN) {
+            return Ok(Begun::Stranger(connection));
+        }
         let remote = connection.remote_address();
         let certificate = tls::peer_certificate(&connection).context("a login without a certificate")?;
         let member = match self.accounts.authorise(&certificate, Role::Relay).await {
@@ -163,7 +172,7 @@ impl Shared {
         tracing::info!(relay = %member.identity, line, %remote, "relay logged in");
         let line = (member.identity.lan, member.identity.name.clone(), LineNumber(line));
         self.lines.with(|rosters| rosters.on_login(Instant::now(), line.clone(), key, remote.ip().to_canonical()));
-        Ok(Login { shared: self, key, line, member, certificate, connection, send, receive, frames })
+        Ok(Begun::Login(Box::new(Login { shared: self, key, line, member, certificate, connection, send, receive, frames })))
     }
 
     fn enter(&self, member: MemberId, report: LoginReport) -> Option<u64> {
@@ -177,6 +186,13 @@ impl Shared {
         logins.standing.insert(key, (member, report));
         Some(key)
     }
+}
+
+/// What a connection has become.
+enum Begun {
+    Login(Box<Login>),
+    /// Somebody who wants to become a member.
+    Stranger(quinn::Connection),
 }
 
 /// A relay that is logged in; leaves the list when dropped.
@@ -193,7 +209,7 @@ struct Login {
 }
 
 impl Login {
-    async fn keep(mut self) -> anyhow::Result<()> {
+    async fn keep(mut self: Box<Self>) -> anyhow::Result<()> {
         let mut data_addresses = self.shared.data_addresses.clone();
         let mut changes = self.shared.accounts.changes();
         // It ends with the connection.

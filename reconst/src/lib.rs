@@ -1,8 +1,8 @@
 //! The ISP's reconstitution server: the far end of every session.
 //!
 //! A relay logs in ([`directory`]) and learns on which of the data ports its LAN is served, the LAN's [`roster`] holds its lines; a user's paths come in there ([`accept`]),
-//! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]), each by a port of its own ([`dedicated`]). [`provision`] makes the state and
-//! the members' profiles that all this starts from.
+//! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]), each by a port of its own ([`dedicated`]). [`provision`] makes the state,
+//! the members' profiles and the invites that all this starts from; `enrol` makes members of those who were invited.
 
 pub mod accept;
 pub mod accounts;
@@ -11,6 +11,7 @@ mod data_ports;
 pub mod dedicated;
 pub mod directory;
 pub mod egress;
+mod enrol;
 pub mod lines;
 pub mod provision;
 pub mod roster;

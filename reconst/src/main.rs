@@ -1,6 +1,7 @@
 //! `reconst`: the command line.
 
 mod flows;
+mod inviting;
 mod options;
 mod register;
 
@@ -39,6 +40,9 @@ enum Command {
     /// Add, list and remove relays
     #[command(subcommand)]
     Relay(register::RelayCommand),
+    /// List and withdraw invites
+    #[command(subcommand)]
+    Invite(inviting::InviteCommand),
     /// Serve until SIGTERM or Ctrl-C
     Run(#[command(flatten)] RunOptions),
     /// Show what the running reconst does, as JSON
@@ -93,6 +97,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Command::Lan(command) => command.execute().await,
             Command::User(command) => command.execute().await,
             Command::Relay(command) => command.execute().await,
+            Command::Invite(command) => command.execute().await,
             Command::Run(options) => {
                 let options = options.with_file()?;
                 init_logging(options.log_format()?);

@@ -7,18 +7,21 @@ use std::path::Path;
 
 use shared::{
     community::{
+        invite::{Fingerprint, Invite, InviteSecret, TARGETS_MAX},
         member::{Identity, Name, Role},
         profile::Profile,
     },
     ids::LanId,
+    link::tls,
     service::{Exit, Failure},
     target::{Host, Target},
 };
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::{
     accounts::{
         Accounts, Limits,
+        invites::{Invitation, Invited},
         registry::{IssuedTo, Lan},
     },
     authority::Authority,
@@ -70,10 +73,7 @@ impl Registrar {
     pub async fn open(state: &Path) -> Result<Self, Failure> {
         let state = StateDir::open(state)?;
         let accounts = Accounts::open(&state.database()).await?;
-        let public = accounts.setting(PUBLIC).await?.unwrap_or_default();
-        let public = public.split_whitespace().map(str::parse).collect::<Result<Vec<Target>, _>>();
-        let public =
-            public.map_err(|error| Failure::new(Exit::Data, format!("the public address in the member database is damaged: {error}")))?;
+        let public = public(&accounts).await?;
         Ok(Self { accounts, authority: state.authority()?, public })
     }
 
@@ -120,10 +120,32 @@ impl Registrar {
         self.add_member(lan, Role::Relay, name, &Limits::default()).await
     }
 
+    /// Makes a link that makes whoever uses it first the member `invitation` says.
+    ///
+    /// # Errors
+    /// If there is no such LAN, or the member has joined and is not invited again.
+    pub async fn invite(&self, invitation: &Invitation<'_>) -> Result<(Invite, Invited), Failure> {
+        // Numbers stay below 2³¹: a store may know no larger ones.
+        let (number, secret) = (rand::random_range(1..=i32::MAX as u32), InviteSecret(rand::random()));
+        let authority = tls::certificate("authority's certificate", self.authority.certificate_pem());
+        let authority = authority.map_err(|error| Failure::new(Exit::Data, error.to_string()))?;
+        let invited = self.accounts.invite(invitation, number, &secret).await?;
+        let invite = Invite {
+            reconst: self.public.iter().take(TARGETS_MAX).cloned().collect(),
+            role: invitation.role,
+            lan: invited.identity.lan,
+            number,
+            fingerprint: Fingerprint::of(&authority),
+            secret,
+        };
+        Ok((invite, invited))
+    }
+
     async fn add_member(&self, lan: &Name, role: Role, name: &Name, limits: &Limits) -> Result<Profile, Failure> {
         let lan = self.accounts.lan(lan).await?;
         let identity = Identity { name: name.clone(), role, lan: lan.id };
-        let issued = self.authority.issue_member(&identity).map_err(no_randomness)?;
+        let validity = member_validity(&self.accounts).await?;
+        let issued = self.authority.issue_member(&identity, validity).map_err(no_randomness)?;
         let first = IssuedTo { der: &issued.certificate_der, expires_at: issued.expires_at };
         self.accounts.add_member(&lan.name, &identity, limits, first).await?;
         Ok(Profile {
@@ -135,6 +157,19 @@ impl Registrar {
             authority_pem: self.authority.certificate_pem().into(),
         })
     }
+}
+
+/// Where relays reach the login port, as profiles say.
+pub(crate) async fn public(accounts: &Accounts) -> Result<Vec<Target>, Failure> {
+    let public = accounts.setting(PUBLIC).await?.unwrap_or_default();
+    let public = public.split_whitespace().map(str::parse).collect::<Result<Vec<Target>, _>>();
+    public.map_err(|error| Failure::new(Exit::Data, format!("the public address in the member database is damaged: {error}")))
+}
+
+/// How long members' certificates are valid.
+pub(crate) async fn member_validity(accounts: &Accounts) -> Result<Duration, Failure> {
+    let seconds = accounts.setting(MEMBER_VALIDITY).await?.and_then(|seconds| seconds.parse().ok());
+    Ok(seconds.map_or(DEFAULT_MEMBER_VALIDITY, Duration::seconds))
 }
 
 /// The login port that profiles say.
@@ -163,10 +198,16 @@ fn no_randomness(error: rcgen::Error) -> Failure {
 
 const PUBLIC: &str = "public";
 const LOGIN_PORT: &str = "login-port";
+/// The setting that holds how long members' certificates are valid, in seconds; without it [`DEFAULT_MEMBER_VALIDITY`].
+pub const MEMBER_VALIDITY: &str = "member-validity-seconds";
+
+/// Members renew theirs by themselves when two thirds of it are over, so that a PC may be off for four months.
+pub const DEFAULT_MEMBER_VALIDITY: Duration = Duration::days(365);
+
 const SERVER_EXPIRES_AT: &str = "server-expires-at";
 
 /// Enough for a server that is started twice a year.
-const RENEWED_BEFORE: time::Duration = time::Duration::days(200);
+const RENEWED_BEFORE: Duration = Duration::days(200);
 
 #[cfg(test)]
 mod tests {

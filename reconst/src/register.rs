@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use reconst::{
     accounts::{Limits, Period, registry::Listed},
-    provision::{DEFAULT_LOGIN_PORT, Registrar},
+    provision::{DEFAULT_LOGIN_PORT, MEMBER_VALIDITY, Registrar},
     state::create_secret,
 };
 use shared::{
@@ -19,6 +19,8 @@ use shared::{
     units::{Rate, Size},
 };
 
+use crate::inviting::{Invite, certificate_lifetime};
+
 #[derive(Args)]
 pub(crate) struct Init {
     #[command(flatten)]
@@ -29,13 +31,16 @@ pub(crate) struct Init {
     /// The UDP port on which relays log in
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_LOGIN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     login_port: u16,
+    /// How long members' certificates are valid, in days as in 365d; they renew themselves
+    #[arg(long, value_name = "DAYS", value_parser = certificate_lifetime)]
+    certificate_lifetime: Option<time::Duration>,
 }
 
 #[derive(Args)]
 pub(crate) struct State {
     /// The directory that holds the authority, the certificate and the members
     #[arg(long, value_name = "DIR")]
-    state: PathBuf,
+    pub(crate) state: PathBuf,
 }
 
 #[derive(Subcommand)]
@@ -76,6 +81,13 @@ pub(crate) enum LanCommand {
 
 #[derive(Subcommand)]
 pub(crate) enum UserCommand {
+    /// Invite a user: print a link that makes their PC a member
+    Invite {
+        #[command(flatten)]
+        invite: Invite,
+        #[command(flatten)]
+        limits: LimitOptions,
+    },
     /// Add a user and write the profile for their PC
     Add {
         #[command(flatten)]
@@ -91,6 +103,8 @@ pub(crate) enum UserCommand {
 
 #[derive(Subcommand)]
 pub(crate) enum RelayCommand {
+    /// Invite a relay: print a link that makes its PC a member
+    Invite(Invite),
     /// Add a relay and write the profile for its PC
     Add(NewMember),
     /// List the relays
@@ -147,6 +161,10 @@ impl Init {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
         let state = self.state.state;
         let registrar = Registrar::init(&state, &self.public, self.login_port).await?;
+        if let Some(lifetime) = self.certificate_lifetime {
+            let seconds = lifetime.whole_seconds().to_string();
+            registrar.accounts().set_setting(MEMBER_VALIDITY, &seconds).await.map_err(Failure::from)?;
+        }
         registrar.accounts().close().await;
         println!("made {}; back it up, it holds the keys to all that follows", state.display());
         println!("next: reconst lan add NAME --state {}", state.display());
@@ -182,6 +200,7 @@ impl LanCommand {
 impl UserCommand {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
         match self {
+            Self::Invite { invite, limits } => invite.execute(Role::User, Some(limits)).await,
             Self::Add { new, limits } => {
                 let limits = Limits::from(limits);
                 new.add(async |registrar, lan, name| registrar.add_user(lan, name, &limits).await).await
@@ -195,6 +214,7 @@ impl UserCommand {
 impl RelayCommand {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
         match self {
+            Self::Invite(invite) => invite.execute(Role::Relay, None).await,
             Self::Add(new) => new.add(async |registrar, lan, name| registrar.add_relay(lan, name).await).await,
             Self::List(state) => list(&state, Role::Relay).await,
             Self::Remove(old) => old.remove(Role::Relay).await,

@@ -11,7 +11,7 @@ use shared::{
     ids::LanId,
     link::{
         CLOSE_LEAVING,
-        tls::{LOGIN_ALPN, PATH_ALPN, server_crypto},
+        tls::{PATH_ALPN, login_port_crypto, server_crypto},
     },
     service::{Exit, Failure, Shutdown, admin, bind_failure},
 };
@@ -24,6 +24,7 @@ use crate::{
     data_ports::DataPorts,
     directory::{self, DataAddresses, Directory},
     egress::Egress,
+    enrol::Enroller,
     lines::Lines,
     provision, sockets,
     state::StateDir,
@@ -55,10 +56,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let accounts = Accounts::open(&state.database()).await.map_err(Failure::from)?;
     provision::renew_server_certificate(&state, &accounts).await?;
     let (authority, server) = (state.authority_pem()?, state.server_certificate()?);
-    let crypto = |alpn| {
-        server_crypto(&authority, &server.certificate_pem, &server.key_pem, alpn)
-            .map_err(|error| Failure::new(Exit::Data, format!("the certificates in {}: {error}", config.state_dir.display())))
-    };
+    let unusable = |error| Failure::new(Exit::Data, format!("the certificates in {}: {error}", config.state_dir.display()));
+    let enroller = Enroller::new(accounts.clone(), state.authority()?, provision::public(&accounts).await?);
 
     let admin = match config.admin {
         Some(address) => Some(admin::bind(address).await?),
@@ -74,10 +73,12 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     };
     let login_at = SocketAddr::new(config.bind, login_port);
     let login_failure = |error| bind_failure(login_at, "--bind", &error);
-    let login_endpoint = sockets::serve_at(login_at, directory::server_config(crypto(LOGIN_ALPN)?)).map_err(login_failure)?;
+    let login_crypto = login_port_crypto(&authority, &server.certificate_pem, &server.key_pem).map_err(unusable)?;
+    let login_endpoint = sockets::serve_at(login_at, directory::server_config(login_crypto)).map_err(login_failure)?;
     let login_address = login_endpoint.local_addr().map_err(login_failure)?;
 
-    let mut data_ports = DataPorts::new(config.bind, config.has_ephemeral_data_ports, crypto(PATH_ALPN)?, sessions.clone());
+    let path_crypto = server_crypto(&authority, &server.certificate_pem, &server.key_pem, PATH_ALPN).map_err(unusable)?;
+    let mut data_ports = DataPorts::new(config.bind, config.has_ephemeral_data_ports, path_crypto, sessions.clone());
     let lans = accounts.lans().await.map_err(Failure::from)?;
     data_ports.serve(&lans)?;
     if lans.is_empty() {
@@ -85,7 +86,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     }
     let data_addresses = data_ports.addresses();
     let lines = Lines::new(config.missed_max);
-    let directory = Directory::new(accounts.clone(), data_addresses.clone(), lines.clone());
+    let directory = Directory::new(accounts.clone(), data_addresses.clone(), lines.clone(), enroller);
     let following_lines = tokio::spawn(lines.follow(sessions.clone()));
     tracing::info!(login = %login_address, lans = lans.len(), "reconst serves");
 

@@ -7,6 +7,7 @@
 //! The store is SQLite in the state directory, shared between `reconst run` and the commands that change it: each end sees the other's
 //! changes, and [`Accounts::changes`] tells when to look again.
 
+pub mod invites;
 mod limits;
 pub mod registry;
 mod schema;
@@ -119,6 +120,21 @@ pub enum AccountsError {
         /// The member's name.
         name: Name,
     },
+    /// A member of that name and role who has joined.
+    #[error(
+        "{role} {name} of LAN {lan} has joined already: add --again to invite another PC of theirs, or one whose certificate has ended"
+    )]
+    HasJoined {
+        /// The LAN's name.
+        lan: Name,
+        /// The member's role.
+        role: Role,
+        /// The member's name.
+        name: Name,
+    },
+    /// No invite that is open.
+    #[error("there is no open invite {0}: see `reconst invite list`")]
+    NoInvite(u32),
     /// No member of that name and role.
     #[error("LAN {lan} has no {role} {name}: see `reconst {role} list`")]
     NoMember {

@@ -239,12 +239,16 @@ impl Accounts {
     }
 
     /// A transaction that holds the right to write from its start, so that it can't fail for another's in its middle.
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    pub(super) async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.pool.begin_with("BEGIN IMMEDIATE").await
     }
 }
 
-async fn insert_limits(transaction: &mut Transaction<'static, Sqlite>, member: MemberId, limits: &Limits) -> Result<(), sqlx::Error> {
+pub(super) async fn insert_limits(
+    transaction: &mut Transaction<'static, Sqlite>,
+    member: MemberId,
+    limits: &Limits,
+) -> Result<(), sqlx::Error> {
     let stored = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     sqlx::query(
         "INSERT INTO limits (member_id, quota_bytes, period, rate_up_bits_per_second, rate_down_bits_per_second, max_flows)
@@ -275,7 +279,7 @@ fn data_port_by_rule(id: LanId) -> Option<u16> {
     DATA_PORT_BASE.checked_add(id.0)
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     OffsetDateTime::now_utc().unix_timestamp()
 }
 

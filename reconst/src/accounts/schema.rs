@@ -39,7 +39,11 @@ impl Accounts {
 
 fn migrations() -> Migrator {
     let members = include_str!("../../migrations/0001_members.sql").into_sql_str();
-    Migrator::with_migrations(vec![Migration::new(1, "members".into(), MigrationType::Simple, members, false)])
+    let invites = include_str!("../../migrations/0002_invites.sql").into_sql_str();
+    Migrator::with_migrations(vec![
+        Migration::new(1, "members".into(), MigrationType::Simple, members, false),
+        Migration::new(2, "invites".into(), MigrationType::Simple, invites, false),
+    ])
 }
 
 /// Lookups while sessions come up in crowds; one more is held to notice changes.

@@ -2,11 +2,17 @@
 //!
 //! [`session`] drives the core, [`stream`] is a flow as `AsyncRead` and `AsyncWrite`, [`parcels`] a UDP flow's datagrams, [`open`] says where it goes, [`pipe`] joins it to
 //! a socket; [`udp_port`] is a UDP flow's socket. [`transport`] and [`tls`] say what a path's connection is, [`join`] brings it into its session. [`lan`] asks a relay for service.
+//! [`enrol`] makes a member of a PC, with a [`key`] of its own, at a `reconst` that it knows by its authority's fingerprint ([`pinned`]),
+//! through a relay if need be ([`carry`]).
 
+pub mod carry;
+pub mod enrol;
 pub mod join;
+pub mod key;
 pub mod lan;
 pub mod open;
 pub mod parcels;
+pub mod pinned;
 pub mod pipe;
 pub mod session;
 pub mod stream;

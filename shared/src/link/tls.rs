@@ -15,7 +15,7 @@ use rustls::{
     client::Resumption,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject},
-    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SigningKey,
 };
 use thiserror::Error;
@@ -31,6 +31,9 @@ pub const PATH_ALPN: &[u8] = b"tributary/1";
 
 /// The ALPN of a relay's login.
 pub const LOGIN_ALPN: &[u8] = b"tributary-login/1";
+
+/// The ALPN of a connection made to become a member.
+pub const ENROL_ALPN: &[u8] = b"tributary-enrol/1";
 
 /// A certificate or key that can't be used.
 #[derive(Debug, Error)]
@@ -118,11 +121,37 @@ pub fn server_crypto(
     alpn: &[u8],
 ) -> Result<Arc<dyn quinn_proto::crypto::ServerConfig>, TlsError> {
     let client_verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority_pem)?), provider()).build()?;
+    server_config(client_verifier, vec![certificate("server's certificate", certificate_pem)?], key_pem, vec![alpn.to_vec()])
+}
+
+/// `reconst`'s end of the login port: logins and, told apart by their [`protocol`], enrolments. It takes clients without a certificate
+/// too, since who enrols has none: for a login [`peer_certificate`] must be looked at. The authority's certificate goes along for those
+/// who know its fingerprint alone.
+///
+/// # Errors
+/// If a certificate or the key can't be used.
+pub fn login_port_crypto(
+    authority_pem: &str,
+    certificate_pem: &str,
+    key_pem: &str,
+) -> Result<Arc<dyn quinn_proto::crypto::ServerConfig>, TlsError> {
+    let client_verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority_pem)?), provider()).allow_unauthenticated().build()?;
+    let chain = vec![certificate("server's certificate", certificate_pem)?, certificate("authority's certificate", authority_pem)?];
+    server_config(client_verifier, chain, key_pem, vec![LOGIN_ALPN.to_vec(), ENROL_ALPN.to_vec()])
+}
+
+fn server_config(
+    client_verifier: Arc<dyn ClientCertVerifier>,
+    chain: Vec<CertificateDer<'static>>,
+    key_pem: &str,
+    alpn_protocols: Vec<Vec<u8>>,
+) -> Result<Arc<dyn quinn_proto::crypto::ServerConfig>, TlsError> {
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(client_verifier)
-        .with_single_cert(vec![certificate("server's certificate", certificate_pem)?], private_key(key_pem)?)?;
-    config.alpn_protocols = vec![alpn.to_vec()];
+        .with_single_cert(chain, private_key(key_pem)?)?;
+    config.alpn_protocols = alpn_protocols;
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -136,6 +165,11 @@ pub const SERVER_NAME: &str = RECONST_NAME;
 pub fn peer_certificate(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
     let certificates = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     certificates.into_iter().next()
+}
+
+/// The ALPN that both ends of `connection` agreed on; none before the handshake is done.
+pub fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<quinn_proto::crypto::rustls::HandshakeData>().ok()?.protocol
 }
 
 /// The member that `certificate` names; says nothing of who signed it.

@@ -16,6 +16,7 @@ use ring::hmac;
 use super::{Cookie, Hello, HelloRefusal, LineNumber, Nonce, Reply, Request, WelcomeMessage, put_address, signed_hello, signed_welcome};
 use crate::{
     community::{
+        gate::Gate,
         member::{Identity, Role},
         weight::Weights,
     },
@@ -352,24 +353,6 @@ impl Judged {
     /// The member to be admitted, if it is to be.
     pub fn member(&self) -> Option<&Identity> {
         self.outcome.as_ref().ok().map(|(member, _)| member)
-    }
-}
-
-/// Lets through one event an interval, and a burst after a pause.
-#[derive(Clone, Copy, Default, Debug)]
-struct Gate {
-    /// When the events let through so far would be over if they had come evenly (the generic cell rate algorithm, ITU-T I.371).
-    due: Option<Instant>,
-}
-
-impl Gate {
-    fn take(&mut self, now: Instant, interval: Duration, burst: u32) -> bool {
-        let due = self.due.map_or(now, |due| due.max(now));
-        if due.duration_since(now) > interval * (burst - 1) {
-            return false;
-        }
-        self.due = Some(due + interval);
-        true
     }
 }
 

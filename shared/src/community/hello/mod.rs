@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod admission;
+pub mod carry;
 
 pub use admission::{Admission, AdmissionConfig, AdmissionCounters, Answer, Judged, PendingHello};
 
@@ -137,6 +138,9 @@ pub enum HelloRefusal {
     /// The certificate is not that of a user of this LAN, or the signature is wrong.
     #[error("the relay does not accept this certificate: check that both PCs' clocks are right and ask for a new profile")]
     NotAMember = 8,
+    /// The relay's owner has it carry no strangers.
+    #[error("the relay's owner does not let it carry those who join")]
+    NotCarried = 9,
     /// The line's owner has taken it back.
     #[error("its owner has paused this line")]
     Paused = 10,
@@ -349,6 +353,7 @@ impl TryFrom<u8> for HelloRefusal {
             6 => Self::WrongLine,
             7 => Self::WrongAddress,
             8 => Self::NotAMember,
+            9 => Self::NotCarried,
             10 => Self::Paused,
             11 => Self::OutsideHours,
             12 => Self::CapReached,
@@ -449,7 +454,7 @@ mod tests {
     fn every_refusal_has_its_own_code() {
         let refusals = (0..=255).filter_map(|code| HelloRefusal::try_from(code).ok().map(|refusal| (code, refusal as u8)));
         assert!(refusals.clone().all(|(code, own)| code == own));
-        assert_eq!(refusals.count(), 8);
+        assert_eq!(refusals.count(), 12);
     }
 
     #[test]

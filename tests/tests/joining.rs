@@ -1,0 +1,140 @@
+//! Setting up as a new neighbour does: an invite, a join, traffic.
+
+mod common;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use common::within;
+use neighbourhood::{
+    content::ContentServer,
+    load::{Client, Via},
+    program::Program,
+};
+use reconst::{
+    accounts::{Limits, invites::Invitation},
+    provision::{DEFAULT_LOGIN_PORT, Registrar},
+};
+use shared::{
+    community::{
+        invite::Invite,
+        member::{Name, Role},
+        profile::Profile,
+    },
+    ids::LanId,
+    service::joining::Joining,
+    target::{Host, Target},
+};
+
+#[tokio::test]
+async fn two_invites_and_two_joins_make_a_relay_and_a_user_without_a_line() {
+    let isp = Isp::start().await;
+    let scratch = tempfile::tempdir().expect("a directory");
+
+    let profile = join(&isp.invite(Role::Relay, "ann-pc").await, scratch.path(), &[]).await;
+    let relay = isp.relay(profile).await;
+    let relay_address = relay.running().lan_addr();
+
+    // A user's PC that reaches nothing but the relay.
+    let nowhere = UdpSocket::bind((LOOPBACK, 0)).expect("a port");
+    let invite = isp.invite(Role::User, "ann").await;
+    let invite = Invite { reconst: vec![target(nowhere.local_addr().expect("bound"))], ..invite };
+    let user = join(&invite, scratch.path(), &[relay_address]).await;
+    assert_eq!(relay.running().status().lines[0].strangers_carried, 1);
+
+    let proxy = start_proxy(&user, relay_address).await;
+    let client = Client::new(Via::Socks5(proxy.running().listen_addresses()[0]), target(isp.content.address()));
+    within(client.download(500_003, 3)).await.expect("exact");
+    within(client.upload(100_003, 4)).await.expect("exact");
+    within(proxy.stop(proxy_local::Running::wait)).await.expect("an orderly end");
+    within(relay.stop(peer_relay::Running::wait)).await.expect("an orderly end");
+    within(isp.reconst.stop(reconst::Running::wait)).await.expect("an orderly end");
+}
+
+struct Isp {
+    content: ContentServer,
+    registrar: Registrar,
+    reconst: Program<reconst::Running>,
+    _state: tempfile::TempDir,
+}
+
+impl Isp {
+    async fn start() -> Self {
+        let content = ContentServer::start((CONTENT, 0).into()).await.expect("a port");
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = directory.path().join("state");
+        let registrar = Registrar::init(&state, &[Host::Ip(LOOPBACK)], DEFAULT_LOGIN_PORT).await.expect("a new state");
+        registrar.add_lan(&name("elm"), Some(LanId(15)), None).await.expect("a new LAN");
+        let config = reconst::Config {
+            login_port_override: Some(0),
+            has_ephemeral_data_ports: true,
+            egress_allow: vec![CONTENT.into()],
+            drain_time: Duration::from_secs(1),
+            ..reconst::Config::new(state, LOOPBACK)
+        };
+        let reconst = Program::start("reconst", move |shutdown| reconst::start(config, shutdown)).await.expect("free ports");
+        Self { content, registrar, reconst, _state: directory }
+    }
+
+    async fn invite(&self, role: Role, member: &str) -> Invite {
+        let limits = Limits::default();
+        let (lan, member) = (name("elm"), name(member));
+        let invitation = Invitation { lan: &lan, role, name: &member, limits: &limits, again: false, lifetime: time::Duration::days(7) };
+        let (invite, _) = self.registrar.invite(&invitation).await.expect("a new invite");
+        let link = Invite { reconst: vec![self.login()], ..invite }.to_string();
+        link.parse().expect("a link")
+    }
+
+    /// Where logins are made: the port that the system chose.
+    fn login(&self) -> Target {
+        target(self.reconst.running().login_addr())
+    }
+
+    async fn relay(&self, profile: Profile) -> Program<peer_relay::Running> {
+        let mut config = peer_relay::Config::new(Profile { reconst: vec![self.login()], ..profile });
+        config.announce.multicast = false;
+        config.lines[0].lan_bind = Some((LOOPBACK, 0).into());
+        let relay = Program::start("relay", move |shutdown| peer_relay::start(config, shutdown)).await.expect("a free port");
+        let mut upstream = relay.running().upstreams().remove(0);
+        within(upstream.wait_for(|upstream| upstream.is_logged_in)).await.expect("logged in");
+        relay
+    }
+}
+
+async fn join(invite: &Invite, scratch: &Path, relays: &[SocketAddr]) -> Profile {
+    let path = scratch.join(format!("{}.toml", invite.role));
+    let joining = Joining { relays: relays.to_vec(), listens: false, ..Joining::new(invite.clone(), path) };
+    within(joining.run()).await.expect("an invite that serves")
+}
+
+async fn start_proxy(user: &Profile, relay: SocketAddr) -> Program<proxy_local::Running> {
+    let config = proxy_local::Config {
+        listen: vec![proxy_local::Bind { address: (LOOPBACK, 0).into(), is_required: true }],
+        relays: vec![relay],
+        discover: false,
+        bypass: None,
+        ..proxy_local::Config::new(vec![user.clone()])
+    };
+    let proxy = Program::start("proxy", move |shutdown| proxy_local::start(config, shutdown)).await.expect("a free port");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while proxy.running().status().paths.is_empty() {
+        assert!(Instant::now() < deadline, "no path: {:?}", proxy.running().status());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    proxy
+}
+
+fn target(address: SocketAddr) -> Target {
+    Target { host: Host::Ip(address.ip()), port: address.port() }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Not `reconst`'s own address, to which it dials no flow.
+const CONTENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));
