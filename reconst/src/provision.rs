@@ -201,8 +201,8 @@ const LOGIN_PORT: &str = "login-port";
 /// The setting that holds how long members' certificates are valid, in seconds; without it [`DEFAULT_MEMBER_VALIDITY`].
 pub const MEMBER_VALIDITY: &str = "member-validity-seconds";
 
-/// Members renew theirs by themselves when two thirds of it are over, so that a PC may be off for four months.
-pub const DEFAULT_MEMBER_VALIDITY: Duration = Duration::days(365);
+/// Long enough that nobody joins anew often, short enough that a forgotten PC is a member no more some day.
+pub const DEFAULT_MEMBER_VALIDITY: Duration = Duration::days(730);
 
 const SERVER_EXPIRES_AT: &str = "server-expires-at";
 

@@ -31,7 +31,7 @@ pub(crate) struct Init {
     /// The UDP port on which relays log in
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_LOGIN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     login_port: u16,
-    /// How long members' certificates are valid, in days as in 365d; they renew themselves
+    /// How long members' certificates are valid, in days as in 365d; 730d otherwise
     #[arg(long, value_name = "DAYS", value_parser = certificate_lifetime)]
     certificate_lifetime: Option<time::Duration>,
 }
