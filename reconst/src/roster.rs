@@ -102,8 +102,8 @@ impl Rosters {
         if line.active.as_ref() == Some(&active) {
             return;
         }
-        let served = line.active.as_ref().is_some_and(|active| active.state == LineState::Serving);
-        if served && active.state != LineState::Serving {
+        let was_paused = line.active.as_ref().is_none_or(|active| active.state == LineState::Paused);
+        if !was_paused && active.state == LineState::Paused {
             self.left.push(key.clone());
         }
         line.active = Some(active);

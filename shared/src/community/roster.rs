@@ -121,14 +121,15 @@ impl Roster {
         self.entry_by_relay.values().map(|entry| deadline(entry, self.config.missed_max)).min()
     }
 
-    /// The lines that serve, in the order of their relays and numbers.
+    /// The lines that can be asked, in the order of their relays and numbers. One that is down is among them: its relay has lost its login, which says
+    /// nothing of the paths that are up, and will have it again.
     pub fn lines(&self) -> Vec<RelayLine> {
-        let serving = |line: &&AnnouncedLine| line.state == LineState::Serving;
+        let askable = |line: &&AnnouncedLine| line.state != LineState::Paused;
         let mut lines: Vec<_> = self
             .entry_by_relay
             .iter()
             .flat_map(|(relay, entry)| {
-                entry.lines.iter().filter(serving).map(|line| RelayLine {
+                entry.lines.iter().filter(askable).map(|line| RelayLine {
                     relay: relay.clone(),
                     line: line.number,
                     address: with_port(entry.from, line.port),
@@ -257,13 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn only_lines_that_serve_are_offered() {
+    fn a_line_that_its_owner_paused_is_not_offered_and_one_that_is_down_is() {
         let mut roster = Roster::default();
         let mut heard = active("ann", ADDRESS);
         let line = heard.announcement.lines[0];
         heard.announcement.lines.push(AnnouncedLine { number: LineNumber(2), state: LineState::Paused, ..line });
+        heard.announcement.lines.push(AnnouncedLine { number: LineNumber(3), state: LineState::Down, ..line });
         roster.handle_heard(Instant::now(), heard);
-        assert_eq!(roster.lines().iter().map(|line| line.line).collect::<Vec<_>>(), [LineNumber(1)]);
+        assert_eq!(roster.lines().iter().map(|line| line.line).collect::<Vec<_>>(), [LineNumber(1), LineNumber(3)]);
     }
 
     proptest! {
