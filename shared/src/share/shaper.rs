@@ -230,8 +230,8 @@ const PACKET_BYTES: usize = 1500;
 /// A turn: one full packet (RFC 8290 §5.2.2).
 const QUANTUM_BYTES: i64 = PACKET_BYTES as i64;
 
-/// What leaves at once after a pause: as much as the ends' pacers let go at once.
-const BURST: Duration = Duration::from_millis(4);
+/// What leaves at once after a pause, as time of the rate: a small answer goes through whole. Much less and it takes a round trip more.
+const BURST: Duration = Duration::from_millis(20);
 
 /// How late a driver may come without the rate suffering: a busy small PC is late by so much now and then.
 const LATE_MAX: Duration = Duration::from_millis(20);
