@@ -71,8 +71,8 @@ fn addresses() -> BTreeSet<(String, IpAddr)> {
 /// How often it is looked: a list of the interfaces takes some microseconds.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A busy PC leaves no program waiting for so long.
-const STOOD_STILL: Duration = Duration::from_secs(4);
+/// A busy PC leaves no program waiting for so long, and connections outlast a shorter sleep.
+const STOOD_STILL: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -83,7 +83,7 @@ mod tests {
         let before = (Instant::now(), SystemTime::now());
         let after = |monotonic: u64, real: u64| (before.0 + Duration::from_secs(monotonic), before.1 + Duration::from_secs(real));
         assert!(has_slept(before, after(1, 600)) && has_slept(before, after(600, 1)));
-        assert!(!has_slept(before, after(1, 1)) && !has_slept(before, after(4, 4)));
+        assert!(!has_slept(before, after(1, 1)) && !has_slept(before, after(25, 25)));
         assert!(!has_slept(before, (before.0 + INTERVAL, before.1 - Duration::from_secs(3600))), "a clock set back");
     }
 }
