@@ -217,20 +217,18 @@ impl Competition {
     }
 
     /// Follows what a check says of our share of the line: half of what we have in flight was away, and the queue that much shorter. If the
-    /// other made room as well, which losses tell, the queue says nothing.
+    /// other made room as well, which losses tell, our share is less than that.
     fn keep_to_share(&mut self, check: &Check) {
-        if check.is_at_fall || self.reduced_at.is_some_and(|at| at >= check.began) {
-            return;
-        }
-        let share = (check.queue - check.least) / ((1.0 - CHECK_GAIN) * check.rtt);
-        self.share = Some(share);
-        if share > SHARE.1 {
-            self.window /= (share / SHARE.1).min(SHARE_STEP);
-        } else if share < SHARE.0 {
-            self.window *= (SHARE.0 / share.max(0.01)).min(SHARE_STEP);
+        let most = (check.queue - check.least) / ((1.0 - CHECK_GAIN) * check.rtt);
+        let is_exact = !check.is_at_fall && self.reduced_at.is_none_or(|at| at < check.began);
+        if most < SHARE.0 {
+            self.window *= (SHARE.0 / most.max(0.01)).min(SHARE_STEP);
+        } else if is_exact && most > SHARE.1 {
+            self.window /= (most / SHARE.1).min(SHARE_STEP);
         } else {
             return;
         }
+        self.share = Some(most);
         self.window_max = self.window;
         self.grows_since = None;
     }

@@ -442,11 +442,16 @@ impl Congestion {
         if queue < 0.7 * queue_then {
             return;
         }
-        if queue >= FOREIGN_QUEUE.max(FOREIGN_TARGETS * target) {
+        if queue >= FOREIGN_QUEUE.max(FOREIGN_TARGETS * self.target_at(self.line_rate(now))) {
             self.begin_to_compete(now);
         } else {
             self.rebase();
         }
+    }
+
+    /// The line's rate as far as is known, whoever uses it: bytes per second.
+    fn line_rate(&self, now: Instant) -> f64 {
+        self.undisturbed.most(now).unwrap_or(0.0).max(self.capacity).max(1.0)
     }
 
     /// Notes the least queue of a round, and competes if it swings.
@@ -461,7 +466,7 @@ impl Congestion {
             self.floors.pop_front();
         }
         let (lowest, highest) = self.floors.iter().fold((f64::MAX, 0.0f64), |(low, high), (_, floor)| (low.min(*floor), high.max(*floor)));
-        let line = self.undisturbed.most(now).unwrap_or(0.0).max(self.capacity).max(1.0);
+        let line = self.line_rate(now);
         let unsuspicious = [
             FOREIGN_SWING,
             FOREIGN_SWING_ROUND_TRIPS * self.min_rtt().as_secs_f64(),
