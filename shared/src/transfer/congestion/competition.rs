@@ -92,6 +92,9 @@ const LONGEST_QUEUE_KEPT: f64 = 0.998;
 /// The pace while it is checked whose queue it is.
 const CHECK_GAIN: f64 = 0.5;
 
+/// A queue that a check has brought down to this fraction was ours: over a long way it never stands for long.
+const EMPTIED: f64 = 0.25;
+
 /// A queue that has fallen to this fraction is checked at once: another path may be checking, and two that compete with each other alone only
 /// find out if they make room at the same time.
 const FALLEN: f64 = 0.75;
@@ -201,6 +204,9 @@ impl Competition {
         let check = *check;
         let least = check.least;
         self.check = None;
+        if least <= EMPTIED * check.queue {
+            return Some(Finding::Alone);
+        }
         self.grows_since = self.grows_since.map(|since| since + (now - check.began));
         self.keep_to_share(&check);
         self.checks += 1;
