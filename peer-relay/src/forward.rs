@@ -50,6 +50,8 @@ pub(crate) struct Forwarder {
     judged: mpsc::Receiver<Judged>,
     register: Arc<Register>,
     shutdown: Shutdown,
+    /// Since when there is nowhere to forward to: from the start, or because `reconst` has ended the relay's membership.
+    nowhere_since: Option<Instant>,
 }
 
 /// What a line's status is read from.
@@ -77,6 +79,7 @@ pub(crate) struct Judge {
     pub(crate) signer: Signer,
     pub(crate) verifier: MemberVerifier,
     pub(crate) weights: watch::Receiver<Weights>,
+    pub(crate) upstream: watch::Receiver<Upstream>,
 }
 
 impl Forwarder {
@@ -97,7 +100,19 @@ impl Forwarder {
         let (judged_sender, judged) = mpsc::channel(PENDING_MAX);
         tokio::spawn(judge.run(pending, judged_sender));
         let admission = Admission::new(admission, &rand::random(), Instant::now());
-        Ok(Self { common, lan_address, admission, strangers, upstream, hold, judge: pending_sender, judged, register, shutdown })
+        Ok(Self {
+            common,
+            lan_address,
+            admission,
+            strangers,
+            upstream,
+            hold,
+            judge: pending_sender,
+            judged,
+            register,
+            shutdown,
+            nowhere_since: None,
+        })
     }
 
     /// Forwards until the future is dropped.
@@ -120,6 +135,7 @@ impl Forwarder {
                     }
                 }
                 Some(judged) = self.judged.recv() => self.admit(judged),
+                Ok(()) = self.upstream.changed() => self.remove_the_removed(),
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -205,7 +221,7 @@ impl Forwarder {
         self.common.lan.send(from, Some(to.ip()), Packets::one(&answer));
         match member {
             Some(member) => tracing::debug!(client = %from, %member, "admitted"),
-            None => tracing::info!(client = %from, "refused: not a user of this LAN, or its certificate is not valid now"),
+            None => tracing::info!(client = %from, "refused: not a user of this LAN, or removed, or its certificate is not valid now"),
         }
         self.show();
     }
@@ -215,7 +231,28 @@ impl Forwarder {
         self.admission.clients_mut().for_each(|client| client.mend(now));
     }
 
+    /// Ends the service of users who are none any more.
+    fn remove_the_removed(&mut self) {
+        let removed = Arc::clone(&self.upstream.borrow_and_update().removed);
+        let gone = self.admission.remove(&removed);
+        if !gone.is_empty() {
+            tracing::info!(clients = gone.len(), "served no more: reconst has removed their user");
+            self.show();
+        }
+    }
+
+    /// Ends all service a while after `reconst` has ended the relay's membership: until then what is under way arrives.
+    fn end_if_nowhere(&mut self, now: Instant) {
+        let is_nowhere = self.upstream.borrow().data.is_none();
+        self.nowhere_since = is_nowhere.then(|| self.nowhere_since.unwrap_or(now));
+        if self.nowhere_since.is_some_and(|since| now.saturating_duration_since(since) >= ENDS_AFTER) {
+            self.admission.clear();
+        }
+    }
+
     fn tick(&mut self) {
+        self.remove_the_removed();
+        self.end_if_nowhere(Instant::now());
         self.strangers.expire(Instant::now());
         for (client, _) in self.admission.expire(Instant::now()) {
             tracing::debug!(%client, "silent for too long");
@@ -245,7 +282,11 @@ impl Judge {
                 verified.inspect_err(|error| tracing::debug!(%error, "request for service")).ok()
             };
             let weights = *self.weights.borrow();
-            let verdict = hello.judge(weights, self.signer.certificate_der(), verify, |message| self.signer.sign(message));
+            let is_removed = self.upstream.borrow().removed.contains(&hello.certificate_mark());
+            let verdict = match is_removed {
+                true => hello.refuse(HelloRefusal::Removed),
+                false => hello.judge(weights, self.signer.certificate_der(), verify, |message| self.signer.sign(message)),
+            };
             if judged.send(verdict).await.is_err() {
                 return;
             }
@@ -258,6 +299,9 @@ const PENDING_MAX: usize = 64;
 
 /// Batches taken before timers and other tasks have their turn.
 const BATCHES_IN_A_ROW: usize = 4;
+
+/// How long paths through a relay that is none any more are carried: `reconst` closes them after as long.
+const ENDS_AFTER: Duration = Duration::from_secs(3);
 
 /// How often silent clients are looked for and broken sockets mended.
 const TICK: Duration = Duration::from_secs(1);

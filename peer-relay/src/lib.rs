@@ -160,7 +160,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     for (line, default_port) in config.lines.iter().zip(config.first_port..) {
         let (login, upstream) = Login::new(&config.profile, line.number, line.wan.clone()).map_err(unusable)?;
         let weights = LineWeights::new(line.weights, config.state_file(line.number));
-        let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: weights.watch() };
+        let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: weights.watch(), upstream: upstream.clone() };
         let running = start_line(&start, line, default_port, judge, upstream, &mut tasks)?;
         let announced = LineToAnnounce {
             number: line.number,

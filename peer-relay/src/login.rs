@@ -4,9 +4,11 @@
 //! moves it; the line's rates as `reconst` measures them. Meanwhile `reconst` is told that the line is there, which its traffic says as
 //! well, and that it is about to leave. Always holds: the login runs over the line itself, so that what it reaches the line reaches; a connection that ends is
 //! made again, sooner or later by chance so that the relays of a LAN don't come all at once. Once known, the address stays known while
-//! the login is away: the paths find out for themselves whether the line carries them.
+//! the login is away: the paths find out for themselves whether the line carries them. It is forgotten only when `reconst` says that this is
+//! no relay of its any more.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -18,6 +20,7 @@ use shared::{
     community::{
         hello::LineNumber,
         login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, LineActive, Placement, VERSION},
+        member::CertificateMark,
         probe::DATAGRAMS_BYTES,
         profile::Profile,
     },
@@ -50,6 +53,8 @@ pub struct Upstream {
     pub is_logged_in: bool,
     /// Why the last one ended, or did not come about; for a person.
     pub problem: Option<String>,
+    /// Certificates that make nobody a user any more, though their time is not over.
+    pub removed: Arc<BTreeSet<CertificateMark>>,
 }
 
 /// Logs in and stays logged in.
@@ -144,6 +149,10 @@ impl Login {
         self.standing.send_replace(Some(connection.clone()));
         let ended = self.stay(&connection, address, line).await;
         self.standing.send_replace(None);
+        if is_denied(&connection) {
+            // Who is no relay any more carries for nobody.
+            self.upstream.send_modify(|upstream| (upstream.data, upstream.login) = (None, None));
+        }
         // Said to `reconst` if the line still works, so that it need not find out.
         connection.close(VarInt::from_u32(CloseCode::Leaving.code()), b"");
         ended
@@ -182,8 +191,10 @@ impl Login {
                         match FromReconst::decode(&frame)? {
                             Some(FromReconst::Serving(placements)) => self.take(placements, reached).await?,
                             Some(FromReconst::LineRate { up, down }) => line.weights.on_measured(up, down, traffic.most_down()),
-                            // The relay has no use for it beside what it hears on the LAN.
-                            Some(FromReconst::Roster(_)) | None => (),
+                            Some(FromReconst::Removed(certificates)) => {
+                                self.upstream.send_modify(|upstream| upstream.removed = Arc::new(certificates.into_iter().collect()));
+                            }
+                            None => (),
                         }
                     }
                     false
@@ -230,7 +241,10 @@ impl Login {
         if self.upstream.borrow().data != Some(data) || !self.upstream.borrow().is_logged_in {
             tracing::info!(line = self.line.0, lan = %self.lan, %data, "logged in to reconst");
         }
-        self.upstream.send_replace(Upstream { data: Some(data), login: Some(reached), is_logged_in: true, problem: None });
+        self.upstream.send_modify(|upstream| {
+            let removed = Arc::clone(&upstream.removed);
+            *upstream = Upstream { data: Some(data), login: Some(reached), is_logged_in: true, problem: None, removed };
+        });
         Ok(())
     }
 
@@ -291,6 +305,12 @@ impl Traffic {
     fn most_down(&self) -> Rate {
         Rate { bits_per_second: (self.most_down * CLOCK_TOLERANCE) as u64 }
     }
+}
+
+/// Whether `reconst` has ended the connection because this is no relay of its any more.
+fn is_denied(connection: &quinn::Connection) -> bool {
+    let Some(ConnectionError::ApplicationClosed(close)) = connection.close_reason() else { return false };
+    CloseCode::from_code(close.error_code.into_inner()) == Some(CloseCode::Denied)
 }
 
 fn explain(error: &ConnectionError) -> anyhow::Error {

@@ -16,7 +16,12 @@ use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, EndpointConfig, Tokio
 use rand::RngExt;
 use serde::Serialize;
 use shared::{
-    community::{hello::LineNumber, member::Name, profile::Profile, weight::LineWeight},
+    community::{
+        hello::{HelloRefusal, LineNumber},
+        member::Name,
+        profile::Profile,
+        weight::LineWeight,
+    },
     ids::{LanId, PathId, SessionId},
     link::{
         CLOSE_LEAVING,
@@ -107,7 +112,7 @@ pub struct Route {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Problem {
     text: String,
-    /// Whether it was `reconst` that said no.
+    /// Whether it was `reconst` that said no, itself or through a relay that it has told.
     is_refusal: bool,
 }
 
@@ -420,7 +425,10 @@ impl Inner {
 
     /// Remembers why there is no path through the relay at `address`; gives whether that is news.
     fn note_problem(&self, address: SocketAddr, error: &PathError) -> bool {
-        let is_refusal = matches!(error, PathError::Join(JoinError::Refused(_)));
+        let is_refusal = matches!(
+            error,
+            PathError::Join(JoinError::Refused(_)) | PathError::Hello(HelloError::Refused { refusal: HelloRefusal::Removed, .. })
+        );
         let problem = Problem { text: error.to_string(), is_refusal };
         self.lock().last_problem.insert(address, problem.clone()) != Some(problem)
     }

@@ -28,7 +28,7 @@ use shared::{
     },
     ids::{LanId, PathId, SessionId},
     link::{
-        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_PROTOCOL, join, open, pipe::pipe, session::SessionHandle, stream::FlowStream, tls,
+        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_PROTOCOL, join, open, pipe::pipe, session::SessionHandle, stream::FlowStream, tls,
         udp_port::UdpPort,
     },
     service::Shutdown,
@@ -118,6 +118,9 @@ pub const KEPT_WITHOUT_PATHS: Duration = Duration::from_secs(300);
 
 /// How long after a move the paths are asked to be made anew.
 const MOVE_TOLD_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a path through a relay that was removed may go on with what is under way, if the proxy does not close it before.
+const LEFT_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long a flow may take to say where it goes.
 const REQUEST_TIME: Duration = Duration::from_secs(60);
@@ -311,6 +314,11 @@ impl Inner {
                 return Ok(None);
             }
         };
+        if let Err(reason) = self.check_relay(lan, &request.relay).await {
+            tracing::info!(remote = %connection.remote_address(), %reason, "path refused");
+            join::turn_away(&connection, answer, CLOSE_DENIED, &JoinReply::Refused { reason }).await;
+            return Ok(None);
+        }
         let key = (member.identity, request.session);
         let entry = match self.find_or_begin(&key, &request) {
             Ok(entry) => entry,
@@ -321,6 +329,19 @@ impl Inner {
         };
         join::answer(&mut answer, &JoinReply::Joined { incarnation: entry.incarnation }).await?;
         Ok(Some(Path { inner: self, certificate, key, entry, connection, request }))
+    }
+
+    /// Whether paths may run through the relay of that name; if not, why.
+    async fn check_relay(&self, lan: LanId, relay: &str) -> Result<(), String> {
+        match self.accounts.has_relay(lan, relay).await {
+            Ok(false) => Err(format!("{relay} is no relay of LAN {lan} any more: ask its owner, or reconst's operator")),
+            Ok(true) => Ok(()),
+            // Not knowing is no reason to break what works.
+            Err(error) => {
+                tracing::warn!(%error, "relays can't be looked up");
+                Ok(())
+            }
+        }
     }
 
     /// The session that `request` names, begun if it may be; else the reply that turns the path away.
@@ -495,7 +516,27 @@ impl Path {
                 tracing::info!(%user, %relay, line, %remote, "session ended: {denied}");
                 self.entry.handle.close(AbortCode::SessionLost, CLOSE_DENIED, denied.to_string().as_bytes());
             }
+            reason = self.left_with_its_relay() => {
+                tracing::info!(%user, %relay, line, %remote, "path closed: {reason}");
+                self.connection.close(VarInt::from_u32(CLOSE_MOVED), reason.as_bytes());
+            }
         }
+    }
+
+    /// Waits until the relay is none of the LAN any more, has the path left, and waits until that has had its time; gives why.
+    async fn left_with_its_relay(&self) -> String {
+        let mut changes = self.inner.accounts.changes();
+        let reason = loop {
+            if let Err(reason) = self.inner.check_relay(self.key.0.lan, &self.request.relay).await {
+                break reason;
+            }
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        };
+        self.entry.handle.leave_path(self.request.path, Leaving::Ends);
+        tokio::time::sleep(LEFT_WITHIN).await;
+        reason
     }
 
     /// Waits until the user is none of the LAN any more.

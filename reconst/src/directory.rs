@@ -1,7 +1,7 @@
 //! The directory: relays log in here and learn where their LAN's paths are served.
 //!
-//! Enters: logins as [`shared::community::login`] words them. Leaves: each relay's LAN's data port, at once and whenever it moves; a
-//! refusal with a reason for who is no relay any more, also in the middle of a login. Those who come to be members go to `enrol`. Always
+//! Enters: logins as [`shared::community::login`] words them. Leaves: each relay's LAN's data port, at once and whenever it moves; the
+//! certificates of users who were removed, so that they are served no more; a refusal with a reason for who is no relay any more, also in the middle of a login. Those who come to be members go to `enrol`. Always
 //! holds: handshakes, logins and logins of one relay are bounded. What the relay says of its line goes to the [roster](crate::roster), what
 //! is measured of the line comes back from it.
 
@@ -19,7 +19,7 @@ use shared::{
     community::{
         hello::LineNumber,
         login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, Placement},
-        member::Role,
+        member::{CertificateMark, Role},
         probe::{DATAGRAMS_BYTES, Echo, Probe},
     },
     ids::LanId,
@@ -52,6 +52,8 @@ struct Shared {
     data_addresses: watch::Receiver<DataAddresses>,
     enroller: Enroller,
     lines: Lines,
+    /// The certificates of each LAN that make nobody a user any more.
+    removed: watch::Sender<BTreeMap<LanId, Vec<CertificateMark>>>,
     logins: Mutex<Logins>,
 }
 
@@ -77,7 +79,25 @@ pub struct LoginReport {
 impl Directory {
     /// A directory of `data_addresses`, with no logins yet.
     pub(crate) fn new(accounts: Accounts, data_addresses: watch::Receiver<DataAddresses>, lines: Lines, enroller: Enroller) -> Self {
-        Self { shared: Arc::new(Shared { accounts, data_addresses, lines, enroller, logins: Mutex::default() }) }
+        let (removed, logins) = (watch::Sender::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { accounts, data_addresses, lines, enroller, removed, logins }) }
+    }
+
+    /// Follows who is removed, so that relays hear of it, until dropped: looked up once for all logins.
+    pub(crate) async fn follow_removed(self) {
+        let mut changes = self.shared.accounts.changes();
+        while changes.changed().await.is_ok() {
+            match self.shared.accounts.removed_certificates().await {
+                Ok(removed) => {
+                    self.shared.removed.send_if_modified(|known| {
+                        let is_modified = *known != removed;
+                        *known = removed;
+                        is_modified
+                    });
+                }
+                Err(error) => tracing::warn!(%error, "relays can't be told who was removed"),
+            }
+        }
     }
 
     /// The logins that stand, by LAN and relay.
@@ -214,7 +234,8 @@ impl Login {
         let mut changes = self.shared.accounts.changes();
         // It ends with the connection.
         tokio::spawn(echo(self.connection.clone(), Instant::now()));
-        let mut told = None;
+        let mut removed = self.shared.removed.subscribe();
+        let (mut told, mut told_removed) = (None, Vec::new());
         let mut told_rates = Rates::default();
         let mut tick = tokio::time::interval(RATES_INTERVAL);
         loop {
@@ -222,6 +243,13 @@ impl Login {
             if address.is_some() && address != told {
                 timeout(SEND_TIME, self.tell(address)).await.context("the relay does not read")??;
                 told = address;
+            }
+            let now_removed = removed.borrow_and_update().get(&self.member.identity.lan).cloned().unwrap_or_default();
+            if now_removed != told_removed {
+                let mut message = Vec::new();
+                FromReconst::Removed(now_removed.clone()).encode(&mut message);
+                timeout(SEND_TIME, self.send.write_all(&message)).await.context("the relay does not read")??;
+                told_removed = now_removed;
             }
             tokio::select! {
                 message = next_message(&mut self.receive, &mut self.frames) => self.take(message?),
@@ -235,6 +263,7 @@ impl Login {
                     }
                 }
                 changed = data_addresses.changed() => changed.context("reconst stops")?,
+                changed = removed.changed() => changed.context("reconst stops")?,
                 changed = changes.changed() => {
                     changed.context("reconst stops")?;
                     self.check_still_a_member().await?;

@@ -101,8 +101,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         tokio::spawn(admin::serve_pages(listener, page, shutdown.clone()));
     }
     let following = tokio::spawn({
-        let accounts = accounts.clone();
-        async move { accounts.follow_changes().await }
+        let (accounts, directory) = (accounts.clone(), directory.clone());
+        async move {
+            tokio::join!(accounts.follow_changes(), directory.follow_removed());
+        }
     });
     let serving_lans = tokio::spawn({
         let (accounts, shutdown) = (accounts.clone(), shutdown.clone());

@@ -1,7 +1,12 @@
 //! What an operator adds, lists and removes.
 
+use std::collections::BTreeMap;
+
 use shared::{
-    community::member::{Identity, Name, Role},
+    community::{
+        login::REMOVED_MAX,
+        member::{CertificateMark, Identity, Name, Role},
+    },
     ids::LanId,
 };
 use sqlx::{Sqlite, Transaction};
@@ -215,6 +220,46 @@ impl Accounts {
             });
         }
         Ok(listed)
+    }
+
+    /// Whether the LAN of that number has a relay of that name now.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn has_relay(&self, lan: LanId, name: &str) -> Result<bool, AccountsError> {
+        let count: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM members m JOIN lans l ON l.lan_key = m.lan_key
+             WHERE l.lan_id = $1 AND l.removed_at IS NULL AND m.role = 'relay' AND m.name = $2 AND m.removed_at IS NULL",
+        )
+        .bind(i64::from(lan.0))
+        .bind(name)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(count > 0)
+    }
+
+    /// The certificates by which users were members of a LAN, and are not any more though their time is not over: for each LAN the
+    /// latest, at most [`REMOVED_MAX`].
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn removed_certificates(&self) -> Result<BTreeMap<LanId, Vec<CertificateMark>>, AccountsError> {
+        let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+            "SELECT l.lan_id, c.der FROM certificates c JOIN members m ON m.member_id = c.member_id JOIN lans l ON l.lan_key = m.lan_key
+             WHERE m.role = 'user' AND l.removed_at IS NULL AND c.expires_at > $1 AND (m.removed_at IS NOT NULL OR c.revoked_at IS NOT NULL)
+             ORDER BY coalesce(m.removed_at, c.revoked_at) DESC, c.certificate_id DESC",
+        )
+        .bind(now())
+        .fetch_all(&self.pool)
+        .await?;
+        let mut marks_by_lan: BTreeMap<LanId, Vec<CertificateMark>> = BTreeMap::new();
+        for (lan_id, der) in rows {
+            let marks = marks_by_lan.entry(LanId(number(lan_id)?)).or_default();
+            if marks.len() < REMOVED_MAX {
+                marks.push(CertificateMark::of(&der));
+            }
+        }
+        Ok(marks_by_lan)
     }
 
     /// Removes a member; its certificates are refused from then on.

@@ -15,6 +15,7 @@ use bytes::{Buf, BufMut};
 use super::{
     announce::LineState,
     hello::{put_ip, take_ip},
+    member::CertificateMark,
     weight::Weights,
 };
 use crate::{
@@ -27,11 +28,14 @@ use crate::{
 /// The version of the login that this code speaks.
 pub const VERSION: u8 = 1;
 
-/// The longest frame, in bytes without its length: room for the roster of a large LAN, small enough to hold for every relay.
+/// The longest frame, in bytes without its length: room for any list of LANs, small enough to hold for every relay.
 pub const FRAME_MAX: usize = 16 * 1024;
 
 /// The most LANs that one [`FromReconst::Serving`] lists: what fits a frame, whatever the targets.
 pub const SERVING_MAX: usize = 60;
+
+/// The most certificates that one [`FromReconst::Removed`] lists: years of members who left, and 2 KB, which is half a second of a modem.
+pub const REMOVED_MAX: usize = 256;
 
 /// The most addresses of one relay that are told: a PC with Ethernet and Wi-Fi, each with IPv4 and IPv6, and as many again.
 pub const ADDRESSES_MAX: usize = 8;
@@ -79,8 +83,9 @@ pub enum FromReconst {
         /// From `reconst` to the relay.
         down: Option<Rate>,
     },
-    /// The roster of the relay's LAN, as [`super::listed`] writes it.
-    Roster(Vec<u8>),
+    /// The certificates of the relay's LAN that make nobody a user any more, though their time is not over; replaces what was said
+    /// before.
+    Removed(Vec<CertificateMark>),
 }
 
 /// Where one LAN's paths are served.
@@ -181,7 +186,7 @@ impl FromReconst {
     /// Appends the message as a frame.
     ///
     /// # Panics
-    /// If it lists more than [`SERVING_MAX`] LANs, or a roster longer than one may be.
+    /// If it lists more than [`SERVING_MAX`] LANs, or [`REMOVED_MAX`] certificates.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_frame(out, |frame| match self {
             Self::Serving(placements) => Self::encode_serving(frame, placements),
@@ -191,9 +196,11 @@ impl FromReconst {
                     wire::put_varint(frame, rate.map_or(0, |rate| rate.bits_per_second.min(wire::VARINT_MAX)));
                 }
             }
-            Self::Roster(lines) => {
-                frame.put_u8(KIND_ROSTER);
-                frame.put_slice(lines);
+            Self::Removed(certificates) => {
+                assert!(certificates.len() <= REMOVED_MAX, "reconst tells of at most REMOVED_MAX");
+                frame.put_u8(KIND_REMOVED);
+                wire::put_varint(frame, certificates.len() as u64);
+                certificates.iter().for_each(|mark| frame.put_slice(&mark.0));
             }
         });
     }
@@ -232,7 +239,14 @@ impl FromReconst {
                 };
                 Ok(Some(Self::LineRate { up: rate()?, down: rate()? }))
             }
-            KIND_ROSTER => Ok(Some(Self::Roster(input.to_vec()))),
+            KIND_REMOVED => {
+                let count = wire::take_varint(input)?;
+                if count > REMOVED_MAX as u64 {
+                    return Err(WireError::Value("number of certificates"));
+                }
+                let certificates = (0..count).map(|_| Ok(CertificateMark(wire::take_array(input)?))).collect::<Result<_, WireError>>()?;
+                Ok(Some(Self::Removed(certificates)))
+            }
             _ => Ok(None),
         }
     }
@@ -322,7 +336,7 @@ const KIND_ACTIVE: u8 = 2;
 const KIND_SHUT_DOWN: u8 = 3;
 const KIND_SERVING: u8 = 1;
 const KIND_LINE_RATE: u8 = 2;
-const KIND_ROSTER: u8 = 3;
+const KIND_REMOVED: u8 = 4;
 const HERE: u8 = 0;
 const ELSEWHERE: u8 = 1;
 
@@ -351,7 +365,7 @@ mod tests {
             Placement { lan: LanId(16), data: DataAddress::Elsewhere("isp.example:10016".parse().expect("a target")) },
         ]);
         let rate = FromReconst::LineRate { up: None, down: Some(Rate { bits_per_second: 36_000_000 }) };
-        for message in [serving, rate, FromReconst::Roster(vec![1, 2, 3])] {
+        for message in [serving, rate, FromReconst::Removed(vec![CertificateMark([7; 8]); REMOVED_MAX]), FromReconst::Removed(Vec::new())] {
             let mut out = Vec::new();
             message.encode(&mut out);
             assert_eq!(FromReconst::decode(&frames_of(&out).concat()), Ok(Some(message)));

@@ -42,6 +42,18 @@ pub struct Identity {
     pub lan: LanId,
 }
 
+/// What tells a member's certificate from all others of its authority: the first bytes of the SHA-256 of its DER.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct CertificateMark(pub [u8; 8]);
+
+impl CertificateMark {
+    /// The mark of a certificate.
+    pub fn of(certificate_der: &[u8]) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, certificate_der);
+        Self(*digest.as_ref().first_chunk().expect("SHA-256 gives 32 bytes"))
+    }
+}
+
 /// A text that names no member.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum MemberError {

@@ -6,7 +6,7 @@
 //! [`AdmissionConfig::clients_per_member_max`] belong to one member. Signatures, sockets and clocks are left to the driver.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use super::{Cookie, Hello, HelloRefusal, LineNumber, Nonce, Reply, Request, Welc
 use crate::{
     community::{
         gate::Gate,
-        member::{Identity, Role},
+        member::{CertificateMark, Identity, Role},
         weight::Weights,
     },
     ids::LanId,
@@ -78,6 +78,7 @@ struct Client<T> {
 /// What a client was admitted by: the same again is a retransmission, which is answered without looking at it a second time.
 #[derive(Debug)]
 struct AdmittedProof {
+    certificate: CertificateMark,
     nonce: Nonce,
     signature: Vec<u8>,
     welcome: Vec<u8>,
@@ -239,6 +240,16 @@ impl<T> Admission<T> {
         gone
     }
 
+    /// Removes the clients that were admitted by one of these certificates, and gives them in no order.
+    pub fn remove(&mut self, certificates: &BTreeSet<CertificateMark>) -> Vec<T> {
+        self.clients.extract_if(|_, client| certificates.contains(&client.proof.certificate)).map(|(_, client)| client.inner).collect()
+    }
+
+    /// Removes all clients, and gives them in no order.
+    pub fn clear(&mut self) -> Vec<T> {
+        self.clients.drain().map(|(_, client)| client.inner).collect()
+    }
+
     /// All clients: their addresses, members and `T`, in no order.
     pub fn clients(&self) -> impl Iterator<Item = (SocketAddr, &Identity, &T)> {
         self.clients.iter().map(|(from, client)| (*from, &client.member, &client.inner))
@@ -333,9 +344,20 @@ impl PendingHello {
         let outcome = member.ok_or(HelloRefusal::NotAMember).map(|member| {
             let welcome_signature = sign(&signed_welcome(request.nonce, request.lan, line, weights));
             let welcome = WelcomeMessage { line, weights, certificate: certificate.to_vec(), signature: welcome_signature };
-            (member, AdmittedProof { nonce: request.nonce, signature, welcome: Reply::Welcome(welcome).encode(request.nonce) })
+            let welcome = Reply::Welcome(welcome).encode(request.nonce);
+            (member, AdmittedProof { certificate: CertificateMark::of(&own_certificate), nonce: request.nonce, signature, welcome })
         });
         Judged { from, to, nonce: request.nonce, outcome }
+    }
+
+    /// What tells the certificate that it bears from others.
+    pub fn certificate_mark(&self) -> CertificateMark {
+        CertificateMark::of(&self.certificate)
+    }
+
+    /// Judges the `HELLO` without a look at its signature.
+    pub fn refuse(self, refusal: HelloRefusal) -> Judged {
+        Judged { from: self.from, to: self.to, nonce: self.request.nonce, outcome: Err(refusal) }
     }
 }
 
@@ -487,6 +509,18 @@ mod tests {
         assert!(matches!(ask(&mut relay, Request { line: LineNumber::ANY, ..request(1) }), Some(Reply::Challenge(_))));
         relay.obstacle = Some(HelloRefusal::NotReady);
         assert_eq!(ask(&mut relay, request(1)), Some(Reply::Refused(HelloRefusal::NotReady)));
+    }
+
+    #[test]
+    fn who_is_removed_is_served_no_more_and_the_others_are() {
+        let mut relay = Relay::new(AdmissionConfig::new(LAN, LINE));
+        let other = SocketAddr::new(CLIENT.ip(), 8112);
+        for (address, name) in [(CLIENT, "ann"), (other, "bob")] {
+            assert!(matches!(relay.admit(address, name), Some(Reply::Welcome(_))));
+        }
+        assert_eq!(relay.admission.remove(&BTreeSet::from([CertificateMark::of(b"ann")])).len(), 1);
+        assert!(relay.admission.client(relay.now, CLIENT).is_none() && relay.admission.client(relay.now, other).is_some());
+        assert_eq!((relay.admission.clear().len(), relay.admission.clients().count()), (1, 0));
     }
 
     #[test]

@@ -150,6 +150,9 @@ pub enum HelloRefusal {
     /// The line has carried what its owner shares a month.
     #[error("this line has carried all that its owner shares this month")]
     CapReached = 12,
+    /// The certificate is one that `reconst` has told the relay of: its user was removed.
+    #[error("this user was removed, or has a newer certificate: ask reconst's operator if that is a mistake")]
+    Removed = 13,
 }
 
 impl HelloRefusal {
@@ -357,6 +360,7 @@ impl TryFrom<u8> for HelloRefusal {
             10 => Self::Paused,
             11 => Self::OutsideHours,
             12 => Self::CapReached,
+            13 => Self::Removed,
             _ => return Err(WireError::Value("refusal")),
         })
     }
@@ -454,7 +458,7 @@ mod tests {
     fn every_refusal_has_its_own_code() {
         let refusals = (0..=255).filter_map(|code| HelloRefusal::try_from(code).ok().map(|refusal| (code, refusal as u8)));
         assert!(refusals.clone().all(|(code, own)| code == own));
-        assert_eq!(refusals.count(), 12);
+        assert_eq!(refusals.count(), 13);
     }
 
     #[test]

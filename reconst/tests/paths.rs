@@ -1,0 +1,105 @@
+//! Paths as `reconst` takes them, over loopback and without a relay between.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use reconst::{
+    Config, Running,
+    accounts::Limits,
+    provision::{DEFAULT_LOGIN_PORT, Registrar},
+};
+use shared::{
+    community::{
+        login::CloseCode,
+        member::{Name, Role},
+        profile::Profile,
+        weight::LineWeight,
+    },
+    ids::{LanId, PathId, SessionId},
+    link::{
+        join::{self, JoinError},
+        tls::{PATH_ALPN, SERVER_NAME, client_crypto},
+    },
+    service::Shutdown,
+    target::Host,
+    transfer::join::{JoinRequest, SessionSecret},
+};
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn a_path_through_a_relay_that_is_removed_is_closed_and_another_refused() {
+    let isp = Isp::start().await;
+    isp.registrar.add_relay(&name("elm"), &name("bob-pc")).await.expect("a new relay");
+    let ann = isp.registrar.add_user(&name("elm"), &name("ann"), &Limits::default()).await.expect("a new user");
+    let (endpoint, connection) = isp.connect(&ann).await;
+    join::request(&connection, &through("bob-pc", 0)).await.expect("joined");
+
+    isp.registrar.accounts().remove_member(&name("elm"), Role::Relay, &name("bob-pc")).await.expect("a relay to remove");
+    let ended = timeout(DEADLINE, connection.closed()).await.expect("closed in time");
+    let quinn::ConnectionError::ApplicationClosed(close) = ended else { panic!("{ended}") };
+    // The session goes on: that code ends a path alone.
+    assert_eq!(CloseCode::from_code(close.error_code.into_inner()), Some(CloseCode::Moved));
+
+    let (_endpoint, again) = isp.connect(&ann).await;
+    let refused = join::request(&again, &through("bob-pc", 1)).await.expect_err("no relay");
+    assert!(matches!(&refused, JoinError::Refused(reason) if reason.starts_with("bob-pc is no relay of LAN 15")), "{refused}");
+    drop(endpoint);
+    isp.stop().await;
+}
+
+fn through(relay: &str, path: u32) -> JoinRequest {
+    JoinRequest {
+        session: SessionId([7; 16]),
+        secret: SessionSecret([8; 32]),
+        path: PathId(path),
+        incarnation: None,
+        weight_down: LineWeight::default(),
+        line: 1,
+        relay: relay.into(),
+    }
+}
+
+struct Isp {
+    registrar: Registrar,
+    running: Running,
+    shutdown: Shutdown,
+    _scratch: tempfile::TempDir,
+}
+
+impl Isp {
+    async fn start() -> Self {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let state = scratch.path().join("state");
+        let registrar = Registrar::init(&state, &[Host::Ip(LOOPBACK)], DEFAULT_LOGIN_PORT).await.expect("a new state");
+        registrar.add_lan(&name("elm"), Some(LanId(15)), None).await.expect("a new LAN");
+        let config = Config { login_port_override: Some(0), has_ephemeral_data_ports: true, ..Config::new(state, LOOPBACK) };
+        let shutdown = Shutdown::new();
+        let running = reconst::start(config, shutdown.clone()).await.expect("a free port");
+        Self { registrar, running, shutdown, _scratch: scratch }
+    }
+
+    async fn connect(&self, profile: &Profile) -> (quinn::Endpoint, quinn::Connection) {
+        let endpoint = quinn::Endpoint::client(SocketAddr::new(LOOPBACK, 0)).expect("a loopback port");
+        let config = quinn::ClientConfig::new(client_crypto(profile, PATH_ALPN).expect("a usable profile"));
+        let data_port = self.running.data_addr(LanId(15)).expect("a LAN that is served");
+        let connecting = endpoint.connect_with(config, data_port, SERVER_NAME).expect("a valid configuration");
+        let connection = timeout(DEADLINE, connecting).await.expect("in time").expect("reconst answers");
+        (endpoint, connection)
+    }
+
+    async fn stop(self) {
+        self.shutdown.request();
+        timeout(DEADLINE, self.running.wait()).await.expect("a drain in time").expect("an orderly end");
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+/// Far above what anything here takes, so that only a hang fails by it.
+const DEADLINE: Duration = Duration::from_secs(30);
