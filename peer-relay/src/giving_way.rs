@@ -22,8 +22,8 @@ use crate::{
     share::ShareConfig,
 };
 
-/// Watches over one line until the future is dropped; `logins` gives the login that stands.
-pub(crate) async fn run(common: Arc<Common>, config: ShareConfig, mut logins: watch::Receiver<Option<quinn::Connection>>) {
+/// Watches over one line until the future is dropped, and lends the part `least` of it in any case; `logins` gives the login that stands.
+pub(crate) async fn run(common: Arc<Common>, config: ShareConfig, least: f64, mut logins: watch::Receiver<Option<quinn::Connection>>) {
     loop {
         let login = logins.borrow_and_update().clone();
         let Some(login) = login else {
@@ -32,7 +32,7 @@ pub(crate) async fn run(common: Arc<Common>, config: ShareConfig, mut logins: wa
             }
             continue;
         };
-        Watch::new(&common, &config).over(&login).await;
+        Watch::new(&common, &config, least).over(&login).await;
         // Without probes nothing is known.
         set_limit(&common.share.up, config.up, None);
         set_limit(&common.share.down, config.down, None);
@@ -64,14 +64,14 @@ struct Carried {
 }
 
 impl<'a> Watch<'a> {
-    fn new(common: &'a Common, config: &'a ShareConfig) -> Self {
+    fn new(common: &'a Common, config: &'a ShareConfig, least: f64) -> Self {
         let (now, carried) = (Instant::now(), carried(common));
         Self {
             common,
             config,
             queues: Queues::new(now),
-            up: Yielding::new(now, carried.up),
-            down: Yielding::new(now, carried.down),
+            up: Yielding::new(now, carried.up, least),
+            down: Yielding::new(now, carried.down, least),
             carried,
             rate: 0.0,
             stepped: now,

@@ -51,7 +51,7 @@ pub use command::Arguments;
 pub use config::{Config, LineConfig};
 pub use line::{DEFAULT_PORT, WanBinding};
 pub use login::Upstream;
-pub use share::{LaneStatus, ShareConfig, ShareStatus};
+pub use share::{GiveWay, LaneStatus, ShareConfig, ShareStatus};
 
 use announcer::{Announcer, LineToAnnounce};
 use batch::BatchSocket;
@@ -171,8 +171,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
             hold: running.owner.hold(),
         };
         let (interval, common) = (config.announce.interval, Arc::clone(&running.common));
-        if line.share.gives_way {
-            tasks.spawn(giving_way::run(Arc::clone(&common), line.share.clone(), login.standing()));
+        if let Some(least) = line.share.give_way.least() {
+            tasks.spawn(giving_way::run(Arc::clone(&common), line.share.clone(), least, login.standing()));
         }
         let addresses = addresses.subscribe();
         tasks.spawn(login.run(LoginLine {

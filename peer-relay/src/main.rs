@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use peer_relay::{Arguments, Config, LineConfig, WanBinding};
+use peer_relay::{Arguments, Config, GiveWay, LineConfig, WanBinding};
 use serde::Deserialize;
 use shared::{
     community::{
@@ -75,14 +75,6 @@ enum Command {
     },
 }
 
-/// A setting that is on or off.
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-enum Switch {
-    On,
-    Off,
-}
-
 /// Which of the relays that run on this PC.
 #[derive(Args)]
 struct Which {
@@ -145,9 +137,9 @@ struct Settings {
     /// Lend the line only at these hours, as in 22:00-07:00,12:00-13:00 [default: always].
     #[arg(long, value_name = "HOURS")]
     hours: Option<Hours>,
-    /// Whether to lend less while the owner's own transfers queue on the line: on or off [default: on].
-    #[arg(long, value_name = "on|off")]
-    give_way: Option<Switch>,
+    /// How far to lend less while the owner's own transfers fill the line: off, part (down to two fifths) or full (to a twentieth) [default: part].
+    #[arg(long, value_name = "HOW")]
+    give_way: Option<GiveWay>,
     /// Where to keep measured rates, what a line has used of its cap, and pauses [default: STATE_DIRECTORY, or tributary in XDG_STATE_HOME].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -180,7 +172,7 @@ struct SettingsFile {
     cap: Option<String>,
     cap_day: Option<u8>,
     hours: Option<String>,
-    give_way: Option<Switch>,
+    give_way: Option<GiveWay>,
     state: Option<PathBuf>,
     control: Option<PathBuf>,
     admin: Option<SocketAddr>,
@@ -228,7 +220,7 @@ struct LineFile {
     cap: Option<String>,
     cap_day: Option<u8>,
     hours: Option<String>,
-    give_way: Option<Switch>,
+    give_way: Option<GiveWay>,
 }
 
 fn main() -> ExitCode {
@@ -423,7 +415,7 @@ impl LineFile {
         line.share.terms.cap = size.map(|size| cap(size, self.cap_day)).transpose()?;
         let hours = self.hours.as_deref().map(str::parse).transpose().map_err(|error| Failure::config(format!("hours: {error}")))?;
         line.share.terms.hours = hours.unwrap_or_default();
-        line.share.gives_way = self.give_way != Some(Switch::Off);
+        line.share.give_way = self.give_way.unwrap_or_default();
         Ok(line)
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared::{share::allowance::Terms, units::Rate};
 
 use crate::lane::Lane;
 
 /// What the owner of a line shares of it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct ShareConfig {
     /// The most from the LAN to `reconst`. Default all there is.
     pub up: Option<Rate>,
@@ -16,14 +16,31 @@ pub struct ShareConfig {
     pub down: Option<Rate>,
     /// How much a month, and when. Default without limit.
     pub terms: Terms,
-    /// Whether the rates fall while the line shows a queue that is not the relay's, so that the owner's own traffic has room. Default
-    /// true; without it a transfer of the owner's that fills the line shares it with the users'.
-    pub gives_way: bool,
+    /// How far the rates fall while the line shows a queue that is not the relay's. Default in part.
+    pub give_way: GiveWay,
 }
 
-impl Default for ShareConfig {
-    fn default() -> Self {
-        Self { up: None, down: None, terms: Terms::default(), gives_way: true }
+/// How much room the owner's own transfers get where they fill the line.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum GiveWay {
+    /// The line is shared as between any two transfers.
+    Off,
+    /// The greater part: two fifths of the line are lent all the same.
+    #[default]
+    Part,
+    /// Nearly all: a twentieth is lent.
+    Full,
+}
+
+impl GiveWay {
+    /// The part of the line that is lent in any case; none if it is never less than all.
+    pub(crate) fn least(self) -> Option<f64> {
+        match self {
+            Self::Off => None,
+            Self::Part => Some(0.4),
+            Self::Full => Some(0.05),
+        }
     }
 }
 

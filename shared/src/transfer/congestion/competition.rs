@@ -26,6 +26,9 @@ pub(super) struct Competition {
     reduced_at: Option<Instant>,
     /// Our share of the line as last seen.
     share: Option<f64>,
+    /// Bytes acknowledged and lost since the last check.
+    acked_bytes: u64,
+    lost_bytes: u64,
     /// The longest queue seen lately, seconds.
     longest_queue: f64,
     /// When the next check is due; when it may come sooner, because the queue falls; the longest queue since the last.
@@ -103,6 +106,9 @@ const FALLEN: f64 = 0.75;
 const SHARE: (f64, f64) = (0.6, 0.7);
 const SHARE_STEP: f64 = 2.0;
 
+/// Who loses this part has more in flight than the queue has room for, whatever the others have.
+const HEAVY_LOSS: f64 = 0.1;
+
 /// The decrease while our share is less: packets that leave in bursts meet a full queue more often than those of a TCP that its
 /// acknowledgements clock.
 const DECREASE_BELOW_SHARE: f64 = 0.9;
@@ -124,6 +130,8 @@ impl Competition {
             origin: 0.0,
             reduced_at: None,
             share: None,
+            acked_bytes: 0,
+            lost_bytes: 0,
             longest_queue: queue,
             check_at: now + CHECK_EVERY.0,
             check_at_fall: now + CHECK_EVERY.0,
@@ -147,6 +155,8 @@ impl Competition {
 
     /// Works an acknowledgement in.
     pub(super) fn on_ack(&mut self, now: Instant, sample: &AckSample, signs: QueueSigns, is_app_limited: bool) -> Option<Finding> {
+        self.acked_bytes += sample.acked_bytes;
+        self.lost_bytes += sample.lost_bytes;
         self.longest_queue = signs.queue.max(self.longest_queue * LONGEST_QUEUE_KEPT);
         let is_new = |sent_at: Instant| self.reduced_at.is_none_or(|at| sent_at >= at);
         let is_loss = sample.lost_bytes > 0 && sample.largest_sent.is_some_and(|(sent_at, _)| is_new(sent_at));
@@ -227,7 +237,9 @@ impl Competition {
     fn keep_to_share(&mut self, check: &Check) {
         let most = (check.queue - check.least) / ((1.0 - CHECK_GAIN) * check.rtt);
         let is_exact = !check.is_at_fall && self.reduced_at.is_none_or(|at| at < check.began);
-        if most < SHARE.0 {
+        let loses = self.lost_bytes as f64 > HEAVY_LOSS * (self.acked_bytes + self.lost_bytes) as f64;
+        (self.acked_bytes, self.lost_bytes) = (0, 0);
+        if most < SHARE.0 && !loses {
             self.window *= (SHARE.0 / most.max(0.01)).min(SHARE_STEP);
         } else if is_exact && most > SHARE.1 {
             self.window /= (most / SHARE.1).min(SHARE_STEP);

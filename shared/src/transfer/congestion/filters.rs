@@ -134,10 +134,21 @@ pub(super) struct RatePoint {
     delivered: u64,
 }
 
+/// How fast packets were delivered, bytes per second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
+    /// At which the packets were sent or arrived, whichever is slower: what came at once after a standstill is no sign of a faster line.
     pub(super) bytes_per_second: f64,
+    /// At which they arrived: from a queue that shrinks they come faster than they were sent, at the line's rate.
+    pub(super) arrival: f64,
     pub(super) is_app_limited: bool,
+}
+
+impl Rate {
+    /// What it says of a line whose rate was thought to be `capacity`, and which was not idle.
+    pub(super) fn of_busy_line(&self, capacity: f64) -> f64 {
+        capacity.clamp(self.bytes_per_second, self.arrival)
+    }
 }
 
 /// A rate is measured over at least this many bytes and seconds: fewer say more of timers than of the line.
@@ -164,12 +175,15 @@ impl RateFilter {
             self.points.pop_front();
         }
         let first = self.points[0];
-        let elapsed_us = (received_at_us - first.received_at_us).max(sent_at_us.saturating_sub(first.sent_at_us));
+        let arrival_us = received_at_us - first.received_at_us;
+        let elapsed_us = arrival_us.max(sent_at_us.saturating_sub(first.sent_at_us));
         let bytes = point.delivered - first.delivered;
         if bytes < RATE_BYTES || elapsed_us < RATE_SPAN_US / 2 {
             return None;
         }
-        Some(Rate { bytes_per_second: bytes as f64 * 1e6 / elapsed_us as f64, is_app_limited: first.delivered < self.app_limited_until })
+        let over = |span_us: u64| bytes as f64 * 1e6 / span_us as f64;
+        let is_app_limited = first.delivered < self.app_limited_until;
+        Some(Rate { bytes_per_second: over(elapsed_us), arrival: over(arrival_us), is_app_limited })
     }
 
     /// Forgets what was measured; the line may be another now.

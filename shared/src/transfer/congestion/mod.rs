@@ -49,16 +49,21 @@ pub struct Congestion {
     round: Round,
     /// Rounds in a row whose queue stayed empty although nothing but the pace held the sender back.
     empty_rounds: u32,
-    /// Rounds for which the pace isn't raised, after losses that raising it caused.
-    cautious_rounds: u32,
+    /// Until when the pace isn't raised, after losses that raising it caused.
+    cautious_until: Option<Instant>,
     drain: Drain,
+    /// The least delay known when it began, microseconds between two clocks.
+    least_before_drain: i64,
+    drain_pause: Duration,
     rounds: Rounds,
     /// Since when the pace has been below the capacity, and the queue then.
     braking: Option<(Instant, f64)>,
+    patience: Option<Patience>,
     /// The most that the line gave lately while nobody else was seen on it.
     undisturbed: MaxFilter,
-    /// The least queue of each of the last rounds.
-    floors: VecDeque<(Instant, f64)>,
+    /// The least queues of the last rounds, and what was in flight at the end of the round before.
+    floors: VecDeque<Floor>,
+    in_flight_before: f64,
     competition: Option<Competition>,
     /// Competitions in a row that met nobody, and the time until which there is no other.
     vain_competitions: u32,
@@ -108,14 +113,40 @@ enum Phase {
 enum Drain {
     /// Not before.
     Waiting(Option<Instant>),
-    /// Until the queue is seen empty, at most until then.
+    /// Less is sent until then.
     Running(Instant),
+    /// Enough has been held back; until then its effect is seen.
+    Passing(Instant),
+}
+
+/// What a pace below the capacity should have done to a queue.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// The queue when it began, seconds.
+    queue: f64,
+    /// By how much the queue should have shrunk since, seconds; and up to when that was counted.
+    owed: f64,
+    counted: Instant,
+}
+
+/// The least queue of a round.
+#[derive(Clone, Copy, Debug)]
+struct Floor {
+    at: Instant,
+    /// Seconds.
+    queue: f64,
+    /// What was in flight at the ends of this round and of the one before, whose packets met the queue: the less and the more, bytes.
+    in_flight: (f64, f64),
+    /// What the line gave us, bytes per second.
+    capacity: f64,
 }
 
 /// One round trip: from a sending until that datagram is acknowledged.
 #[derive(Debug, Default)]
 struct Round {
     began: Option<Instant>,
+    /// At its end, bytes.
+    in_flight: f64,
     acked_bytes: u64,
     lost_bytes: u64,
     lost_events: u32,
@@ -141,6 +172,9 @@ const JITTER_QUEUE: f64 = 0.020;
 /// The queue that the window allows above the line's own delay.
 const WINDOW_QUEUE: f64 = 0.025;
 
+/// How far the capacity follows the delivery rate within the span over which that is measured.
+const CAPACITY_WEIGHT: f64 = 0.7;
+
 /// Slow start ends at a queue of an eighth of the round trip within these bounds (RFC 9406 §4.3).
 const SLOW_START_QUEUE: (f64, f64) = (0.004, 0.016);
 
@@ -151,8 +185,9 @@ const SLOW_START_LOSSES: u32 = 4;
 /// A round's loss beyond the usual that counts as an overflowing queue too short to be seen as delay.
 const OVERFLOW_LOSS: f64 = 0.04;
 
-/// Rounds without raising the pace after that.
+/// Rounds without raising the pace after that, and the most time: over a long way so many rounds would leave the line idle for seconds.
 const CAUTIOUS_ROUNDS: u32 = 16;
+const CAUTIOUS_TIME: Duration = Duration::from_millis(500);
 
 /// The bounds of the pace as a fraction of the capacity.
 const GAIN: (f64, f64) = (0.7, 1.25);
@@ -175,16 +210,21 @@ const TARGET_FACTOR: (f64, f64) = (0.5, 2.0);
 const FOREIGN_TARGETS: f64 = 3.0;
 const FOREIGN_QUEUE: f64 = 0.015;
 
+/// A queue of more targets than this is to shrink, and has if only this part of it is left.
+const PATIENCE_TARGETS: f64 = 1.25;
+const PATIENCE_SHRUNK: f64 = 0.7;
+
 /// The pace of a path that competes, as a multiple of its window per round trip (RFC 9002 §7.7).
 const COMPETING_PACE: f64 = 1.25;
 
-/// A queue whose least of each round moves by more than this within the span is moved by somebody else: ours is held still. In seconds, in
-/// round trips, in multiples of the target, in packets and in multiples of the delay's jitter.
+/// A queue whose least of each round moves by so much more than our own packets in flight do is moved by somebody else. In seconds, in round
+/// trips, in multiples of the target, in packets and in multiples of the delay's jitter; while the capacity varies by less than this part.
 const FOREIGN_SWING: f64 = 0.015;
 const FOREIGN_SWING_ROUND_TRIPS: f64 = 0.15;
 const FOREIGN_SWING_TARGETS: f64 = 1.0;
 const FOREIGN_SWING_PACKETS: f64 = 3.0;
 const FOREIGN_SWING_JITTERS: f64 = 6.0;
+const STEADY: f64 = 0.25;
 const SWING_SPAN: Duration = Duration::from_secs(4);
 const SWING_ROUNDS: usize = 128;
 
@@ -196,10 +236,13 @@ const VAIN_CHECKS: u32 = 1;
 const VAIN_PAUSE: Duration = Duration::from_millis(500);
 const VAIN_DOUBLINGS: u32 = 5;
 
-/// How often the queue is let run empty; the least delay is that of the last two such spans.
+/// How often the queue is let run empty, twice as rarely each time at first; the least delay is that of the last two such spans. So much more
+/// than the queue is held back, in seconds; if that lowers the least delay by more than so many microseconds, it begins anew.
 const DRAIN_EVERY: Duration = Duration::from_secs(10);
 const FIRST_DRAIN_AFTER: Duration = Duration::from_secs(1);
-const DRAIN_GAIN: f64 = 0.8;
+const DRAIN_GAIN: f64 = 0.5;
+const DRAIN_MARGIN: f64 = 0.010;
+const DRAIN_FOUND_US: i64 = 1_000;
 
 impl Congestion {
     /// A path of which only the round-trip time is known.
@@ -214,12 +257,16 @@ impl Congestion {
             min_rtt: MinFilter::default(),
             round: Round::default(),
             empty_rounds: 0,
-            cautious_rounds: 0,
+            cautious_until: None,
             drain: Drain::Waiting(None),
+            least_before_drain: 0,
+            drain_pause: FIRST_DRAIN_AFTER,
             rounds: Rounds::default(),
             braking: None,
+            patience: None,
             undisturbed: MaxFilter::default(),
             floors: VecDeque::new(),
+            in_flight_before: 0.0,
             competition: None,
             vain_competitions: 0,
             competes_from: None,
@@ -261,7 +308,8 @@ impl Congestion {
         let queue = self.delay.push(sample.received_at_us as i64 - sent_at_us as i64);
         let least = self.round.least_queue.get_or_insert(queue);
         *least = least.min(queue);
-        let rate = self.rates.push(sample.received_at_us, sent_at_us, self.smoothed_rtt);
+        self.round.in_flight = sample.in_flight as f64;
+        let rate = self.rates.push(sample.received_at_us, sent_at_us, self.rate_span());
         if let Some(rate) = rate {
             self.round.best_rate = self.round.best_rate.max(rate.bytes_per_second);
         }
@@ -283,6 +331,7 @@ impl Congestion {
         self.delay = DelayFilter::default();
         self.round = Round::default();
         self.braking = None;
+        self.patience = None;
         self.undisturbed = MaxFilter::default();
         self.floors.clear();
         self.competition = None;
@@ -347,6 +396,11 @@ impl Congestion {
         queue.max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
     }
 
+    /// The time over which the delivery rate is measured: a round trip, though not with all of a deep queue in it.
+    fn rate_span(&self) -> Duration {
+        self.smoothed_rtt.min(self.min_rtt() * 2)
+    }
+
     /// The pace in bytes per second.
     fn pace(&self) -> f64 {
         match self.phase {
@@ -364,11 +418,12 @@ impl Congestion {
         if matches!(self.drain, Drain::Running(_)) {
             return DRAIN_GAIN;
         }
+        let is_passing = matches!(self.drain, Drain::Passing(_));
         let queue = self.delay.recent();
         let time_constant = 3.0 * self.smoothed_rtt.as_secs_f64() + 0.020;
         let gain = 1.0 + (self.target() - queue) / time_constant;
-        let highest = if self.cautious_rounds > 0 { 1.0 } else { GAIN.1 };
-        let probing = if self.cautious_rounds == 0 && self.empty_rounds > 0 {
+        let highest = if self.cautious_until.is_some() || is_passing { 1.0 } else { GAIN.1 };
+        let probing = if self.cautious_until.is_none() && self.empty_rounds > 0 {
             EMPTY_GAINS[(self.empty_rounds as usize - 1).min(EMPTY_GAINS.len() - 1)]
         } else {
             0.0
@@ -393,6 +448,7 @@ impl Congestion {
             self.empty_rounds = 0;
             self.undisturbed.push(now, self.capacity);
             // Somebody else's queue may have hidden the least delay.
+            self.drain_pause = FIRST_DRAIN_AFTER;
             self.drain = Drain::Waiting(Some(now + FIRST_DRAIN_AFTER));
         }
     }
@@ -403,21 +459,30 @@ impl Congestion {
         if let Some(rate) = rate {
             let measured = rate.bytes_per_second;
             let queue_stands = queue > target / 4.0;
-            // The share of a round trip that this acknowledgement stands for.
-            let share = acked_bytes as f64 / (self.capacity * self.smoothed_rtt.as_secs_f64()).max(1.0);
+            let weight = weight(rate, acked_bytes, self.rate_span());
             if measured > self.capacity && !queue_stands {
                 self.capacity = measured;
             } else if queue_stands && (!rate.is_app_limited || measured > self.capacity || queue > 2.0 * target) {
-                self.capacity += (measured - self.capacity) * (0.7 * share).min(1.0);
+                self.capacity += (rate.of_busy_line(self.capacity) - self.capacity) * weight;
             }
         }
         match self.drain {
             Drain::Waiting(None) => self.drain = Drain::Waiting(Some(now + DRAIN_EVERY)),
-            Drain::Waiting(Some(at)) if now >= at => self.drain = Drain::Running(now + self.smoothed_rtt * 2 + Duration::from_millis(20)),
-            Drain::Running(until) if now >= until || queue < TARGET_QUEUE / 8.0 => {
+            Drain::Waiting(Some(at)) if now >= at => {
+                let enough = duration((queue + DRAIN_MARGIN) / (1.0 - DRAIN_GAIN));
+                self.least_before_drain = self.delay.least();
+                self.drain = Drain::Running(now + enough.min(self.smoothed_rtt * 2 + Duration::from_millis(20)));
+            }
+            Drain::Running(until) if now >= until => {
+                self.drain = Drain::Passing(now + self.smoothed_rtt + Duration::from_millis(20));
+            }
+            Drain::Passing(until) if now >= until => {
+                // Somebody's queue has hidden a part of ours, and may hide another.
+                let found = self.least_before_drain.saturating_sub(self.delay.least());
+                self.drain_pause = if found > DRAIN_FOUND_US { FIRST_DRAIN_AFTER } else { (self.drain_pause * 2).min(DRAIN_EVERY) };
                 self.delay.begin_span();
                 self.min_rtt.begin_span();
-                self.drain = Drain::Waiting(Some(now + DRAIN_EVERY));
+                self.drain = Drain::Waiting(Some(now + self.drain_pause));
             }
             _ => {}
         }
@@ -427,6 +492,10 @@ impl Congestion {
     /// A queue that does not shrink while the pace is below the capacity isn't ours, or isn't a queue. A short one is taken for the way's
     /// own delay; for the sake of a longer one the path competes.
     fn look_for_others(&mut self, now: Instant, queue: f64, target: f64) {
+        if self.is_outlasted(now, queue, target) {
+            self.begin_to_compete(now);
+            return;
+        }
         if queue < 2.0 * target && !self.round.is_app_limited {
             self.undisturbed.push(now, self.capacity);
         }
@@ -449,6 +518,29 @@ impl Congestion {
         }
     }
 
+    /// Whether a queue a little above the target has stayed although the pace should have emptied it by now, while the line gives less
+    /// than before: somebody fills up what we leave, and would have it all in the end.
+    fn is_outlasted(&mut self, now: Instant, queue: f64, target: f64) -> bool {
+        if queue < PATIENCE_TARGETS * target || self.capacity >= WHOLE_LINE * self.line_rate(now) {
+            self.patience = None;
+            return false;
+        }
+        let (gain, rtt) = (self.gain(), self.smoothed_rtt.as_secs_f64());
+        let begun = Patience { queue, owed: 0.0, counted: now };
+        let patience = self.patience.get_or_insert(begun);
+        if queue < PATIENCE_SHRUNK * patience.queue {
+            *patience = begun;
+        }
+        patience.owed += (1.0 - gain) * now.saturating_duration_since(patience.counted).as_secs_f64();
+        patience.counted = now;
+        // What the last round trip's pace does is not seen yet.
+        let is_outlasted = patience.owed > patience.queue.max(FOREIGN_QUEUE) + (1.0 - gain) * rtt;
+        if is_outlasted {
+            self.patience = None;
+        }
+        is_outlasted
+    }
+
     /// The line's rate as far as is known, whoever uses it: bytes per second.
     fn line_rate(&self, now: Instant) -> f64 {
         self.undisturbed.most(now).unwrap_or(0.0).max(self.capacity).max(1.0)
@@ -456,17 +548,19 @@ impl Congestion {
 
     /// Notes the least queue of a round, and competes if it swings.
     fn note_floor(&mut self, now: Instant, round: &Round) {
-        let may_compete = self.competes_from.is_none_or(|at| now >= at) && !matches!(self.drain, Drain::Running(_));
+        let may_compete = self.competes_from.is_none_or(|at| now >= at) && matches!(self.drain, Drain::Waiting(_));
         if !may_compete {
             self.floors.clear();
         }
-        let Some(least) = round.least_queue.filter(|_| may_compete && !round.is_app_limited) else { return };
-        self.floors.push_back((now, least));
-        while self.floors.len() > SWING_ROUNDS || self.floors.front().is_some_and(|(at, _)| now.duration_since(*at) > SWING_SPAN) {
+        let Some(queue) = round.least_queue.filter(|_| may_compete && !round.is_app_limited) else { return };
+        let in_flight = (round.in_flight.min(self.in_flight_before), round.in_flight.max(self.in_flight_before));
+        self.floors.push_back(Floor { at: now, queue, in_flight, capacity: self.capacity });
+        while self.floors.len() > SWING_ROUNDS || self.floors.front().is_some_and(|floor| now.duration_since(floor.at) > SWING_SPAN) {
             self.floors.pop_front();
         }
-        let (lowest, highest) = self.floors.iter().fold((f64::MAX, 0.0f64), |(low, high), (_, floor)| (low.min(*floor), high.max(*floor)));
         let line = self.line_rate(now);
+        let swing = span(self.floors.iter().map(|floor| (floor.queue, floor.queue)));
+        let own = span(self.floors.iter().map(|floor| floor.in_flight)) / self.capacity.max(1.0);
         let unsuspicious = [
             FOREIGN_SWING,
             FOREIGN_SWING_ROUND_TRIPS * self.min_rtt().as_secs_f64(),
@@ -474,7 +568,9 @@ impl Congestion {
             FOREIGN_SWING_PACKETS * PACKET_BYTES / line,
             FOREIGN_SWING_JITTERS * self.delay.jitter(),
         ];
-        if unsuspicious.iter().all(|swing| highest - lowest > *swing) {
+        // While the line becomes slower, or our share of it smaller, the queue grows whatever we do: that is for the other signs.
+        let capacities = self.floors.iter().map(|floor| (floor.capacity, floor.capacity));
+        if span(capacities) < STEADY * self.capacity && unsuspicious.iter().all(|unsuspicious| swing - own > *unsuspicious) {
             self.begin_to_compete(now);
         }
     }
@@ -488,15 +584,18 @@ impl Congestion {
     }
 
     fn compete(&mut self, now: Instant, rate: Option<Rate>, sample: &AckSample) {
+        let span = self.rate_span();
         let Some(competition) = &mut self.competition else { return };
         if let Some(rate) = rate.filter(|_| competition.gain().is_none()) {
-            let share = sample.acked_bytes as f64 / (self.capacity * self.smoothed_rtt.as_secs_f64()).max(1.0);
-            self.capacity += (rate.bytes_per_second - self.capacity) * (0.7 * share).min(1.0);
+            let weight = weight(rate, sample.acked_bytes, span);
+            self.capacity += (rate.of_busy_line(self.capacity) - self.capacity) * weight;
         }
         let queue = self.delay.recent();
         let has_whole_line = self.undisturbed.most(now).is_some_and(|most| self.capacity > WHOLE_LINE * most);
         let signs = QueueSigns { queue, none: TARGET_QUEUE, same: 0.002 + self.delay.jitter(), has_whole_line };
         let Some(finding) = competition.on_ack(now, sample, signs, self.round.is_app_limited) else { return };
+        // The line could have delivered more than it was given meanwhile.
+        self.rates.on_app_limited(sample.in_flight);
         match finding {
             Finding::Alone => {
                 let was_in_vain = competition.checks() <= VAIN_CHECKS;
@@ -527,7 +626,7 @@ impl Congestion {
         let total = (round.acked_bytes + round.lost_bytes) as f64;
         let lost = if total > 0.0 { round.lost_bytes as f64 / total } else { 0.0 };
         if self.phase == Phase::Steady && round.lost_events >= SLOW_START_LOSSES && lost > self.loss * 2.0 + OVERFLOW_LOSS {
-            self.cautious_rounds = CAUTIOUS_ROUNDS;
+            self.cautious_until = Some(now + (self.smoothed_rtt * CAUTIOUS_ROUNDS).min(CAUTIOUS_TIME));
             if round.best_rate > 0.0 {
                 self.capacity = self.capacity.min(round.best_rate);
             }
@@ -535,14 +634,28 @@ impl Congestion {
         if total >= 8.0 * PACKET_BYTES && self.phase != Phase::Competing {
             self.loss = (self.loss + (lost - self.loss) / 16.0).min(MAX_LOSS);
         }
-        self.cautious_rounds = self.cautious_rounds.saturating_sub(1);
+        self.cautious_until = self.cautious_until.filter(|until| now < *until);
         if self.phase == Phase::Steady {
             self.note_floor(now, &round);
         }
-        let queue_was_empty = round.least_queue.is_some_and(|queue| queue < self.target() / 4.0);
-        let is_draining = matches!(self.drain, Drain::Running(_));
-        self.empty_rounds = if queue_was_empty && !round.is_app_limited && !is_draining { self.empty_rounds + 1 } else { 0 };
+        // A queue that has begun to grow is what the last rounds' pace made.
+        let queue_was_empty = self.delay.recent() < self.target() / 4.0 && round.least_queue.is_some();
+        let is_draining = !matches!(self.drain, Drain::Waiting(_));
+        let may_probe = queue_was_empty && !round.is_app_limited && !is_draining && self.cautious_until.is_none();
+        self.empty_rounds = if may_probe { self.empty_rounds + 1 } else { 0 };
+        self.in_flight_before = round.in_flight;
     }
+}
+
+/// How much the capacity follows an acknowledgement of so many bytes, of which those of a `span` count for most.
+fn weight(rate: Rate, acked_bytes: u64, span: Duration) -> f64 {
+    (CAPACITY_WEIGHT * acked_bytes as f64 / (rate.arrival * span.as_secs_f64()).max(1.0)).min(1.0)
+}
+
+/// How far the least and the most of `ranges` are apart.
+fn span(ranges: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let (least, most) = ranges.fold((f64::MAX, f64::MIN), |(least, most), (low, high)| (least.min(low), most.max(high)));
+    (most - least).max(0.0)
 }
 
 /// `seconds` as a duration of at most [`LONGEST`]; none if it is negative or no number.

@@ -24,13 +24,13 @@ fn a_path_alone_fills_its_line_and_keeps_the_queue_short() {
 
 #[test]
 fn paths_share_a_line_equally_whoever_came_first() {
-    for (rate, rtt, least) in [(25.0, 20, 0.45), (10.0, 20, 0.33), (4.0, 40, 0.45), (100.0, 10, 0.42)] {
+    for (rate, rtt) in [(25.0, 20), (10.0, 20), (4.0, 40), (100.0, 10)] {
         for late in [0.0, 3.0, 7.0] {
             let mut line = Line::new(rate, rtt, 100);
             line.add_path(0.0);
             line.add_path(late);
             let report = line.run(late + 5.0, late + 30.0);
-            assert!(report.least() > least, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
+            assert!(report.least() > 0.43, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
             assert!(report.sum() > 0.97, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
             assert!(report.queue < Duration::from_millis(30), "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
         }
@@ -39,14 +39,23 @@ fn paths_share_a_line_equally_whoever_came_first() {
 
 #[test]
 fn tcp_cubic_and_a_path_leave_each_other_a_good_part() {
-    let lines = [(25.0, 20, 100), (10.0, 20, 100), (25.0, 20, 500), (25.0, 20, 25), (8.0, 80, 200), (50.0, 40, 60), (25.0, 80, 100)];
+    let lines = [
+        (25.0, 20, 100),
+        (10.0, 20, 100),
+        (25.0, 20, 500),
+        (25.0, 20, 25),
+        (8.0, 80, 200),
+        (50.0, 40, 60),
+        (25.0, 80, 100),
+        (15.0, 160, 100),
+    ];
     for (rate, rtt, queue) in lines {
         for (path_at, cubic_at) in [(0.0, 0.0), (0.0, 5.0), (5.0, 0.0)] {
             let mut line = Line::new(rate, rtt, queue);
             line.add_path(path_at);
             line.add_cubic(cubic_at);
             let report = line.run(5.0, 25.0);
-            assert!(report.least() > 0.15, "{rate} Mbit/s, {rtt} ms, {queue} ms, {path_at}/{cubic_at}: {report:?}");
+            assert!(report.least() > 0.25, "{rate} Mbit/s, {rtt} ms, {queue} ms, {path_at}/{cubic_at}: {report:?}");
         }
     }
 }
