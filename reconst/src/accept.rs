@@ -25,11 +25,12 @@ use shared::{
         hello::LineNumber,
         listed::{self, ListedLine},
         member::{Identity, Role},
+        quota::Way,
     },
     ids::{LanId, PathId, SessionId},
     link::{
-        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_PROTOCOL, join, open, pipe::pipe, session::SessionHandle, stream::FlowStream, tls,
-        udp_port::UdpPort,
+        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_PROTOCOL, join, open, pipe::metered_pipe, session::SessionHandle,
+        stream::FlowStream, tls, udp_port::UdpPort,
     },
     service::Shutdown,
     target::{Refusal, RefusalKind, Target},
@@ -51,6 +52,10 @@ use crate::{
     accounts::{Accounts, Denied},
     dedicated::{DedicatedPorts, Holder, Noted, Protocol},
     egress::{Egress, udp},
+    quota::{
+        Keeper, UserAccount,
+        meter::{FlowMeter, ParcelMeter},
+    },
     roster::LineKey,
 };
 
@@ -62,6 +67,7 @@ pub struct Sessions {
 
 struct Inner {
     accounts: Accounts,
+    keeper: Keeper,
     egress: Egress,
     policy: Policy,
     sessions: Mutex<HashMap<SessionKey, Entry>>,
@@ -79,6 +85,8 @@ struct Entry {
     secret: SessionSecret,
     incarnation: u64,
     lines: Arc<Mutex<BTreeMap<PathId, (LineKey, IpAddr)>>>,
+    /// From which the session's flows are spent.
+    account: Arc<Mutex<Arc<UserAccount>>>,
 }
 
 /// A path of a session, and what it runs over.
@@ -136,9 +144,10 @@ const PATHS_PER_SESSION: usize = 64;
 
 impl Sessions {
     /// No sessions yet.
-    pub fn new(accounts: Accounts, egress: Egress, policy: Policy) -> Self {
+    pub fn new(accounts: Accounts, keeper: Keeper, egress: Egress, policy: Policy) -> Self {
         let inner = Inner {
             accounts,
+            keeper,
             egress,
             policy,
             sessions: Mutex::default(),
@@ -319,8 +328,17 @@ impl Inner {
             join::turn_away(&connection, answer, CLOSE_DENIED, &JoinReply::Refused { reason }).await;
             return Ok(None);
         }
+        let account = match self.keeper.account(&member).await {
+            Ok(account) => account,
+            Err(error) => {
+                tracing::error!(user = %member.identity, %error, "path refused");
+                let reason = "reconst can't look up what you have used: try again in a moment".into();
+                join::turn_away(&connection, answer, CLOSE_DENIED, &JoinReply::Refused { reason }).await;
+                return Ok(None);
+            }
+        };
         let key = (member.identity, request.session);
-        let entry = match self.find_or_begin(&key, &request) {
+        let entry = match self.find_or_begin(&key, &request, account) {
             Ok(entry) => entry,
             Err(reply) => {
                 join::turn_away(&connection, answer, CLOSE_DENIED, &reply).await;
@@ -345,7 +363,7 @@ impl Inner {
     }
 
     /// The session that `request` names, begun if it may be; else the reply that turns the path away.
-    fn find_or_begin(self: &Arc<Self>, key: &SessionKey, request: &JoinRequest) -> Result<Entry, JoinReply> {
+    fn find_or_begin(self: &Arc<Self>, key: &SessionKey, request: &JoinRequest, account: Arc<UserAccount>) -> Result<Entry, JoinReply> {
         let refused = |reason: &str| JoinReply::Refused { reason: reason.into() };
         let mut sessions = self.lock();
         if let Some(entry) = sessions.get(key) {
@@ -373,23 +391,24 @@ impl Inner {
             secret: request.secret,
             incarnation: rand::rng().random_range(1..=u64::MAX),
             lines: Arc::default(),
+            account: Arc::new(Mutex::new(account)),
         };
         sessions.insert(key.clone(), entry.clone());
         drop(sessions);
         tracing::info!(user = %key.0, "session begins");
-        tokio::spawn(self.clone().serve_flows(handle.clone(), key.clone()));
+        tokio::spawn(self.clone().serve_flows(entry.clone(), key.clone()));
         tokio::spawn(self.clone().end_when_abandoned(handle, key.clone()));
         Ok(entry)
     }
 
     /// Takes the flows of a session until it is closed.
-    async fn serve_flows(self: Arc<Self>, session: SessionHandle, key: SessionKey) {
-        while let Some(stream) = session.accept().await {
+    async fn serve_flows(self: Arc<Self>, entry: Entry, key: SessionKey) {
+        while let Some(stream) = entry.handle.accept().await {
             let inner = self.clone();
-            let (user, session) = key.clone();
+            let ((user, session), account) = (key.clone(), entry.account());
             tokio::spawn(async move {
                 inner.open_flows.fetch_add(1, Ordering::Relaxed);
-                if let Err(error) = inner.serve_flow(stream, &user, session).await {
+                if let Err(error) = inner.serve_flow(stream, &user, session, &account).await {
                     tracing::debug!(%user, "flow ended: {error:#}");
                 }
                 inner.open_flows.fetch_sub(1, Ordering::Relaxed);
@@ -398,42 +417,50 @@ impl Inner {
     }
 
     /// Carries one flow to its content server and back.
-    async fn serve_flow(&self, mut stream: FlowStream, user: &Identity, session: SessionId) -> anyhow::Result<()> {
+    async fn serve_flow(
+        &self,
+        mut stream: FlowStream,
+        user: &Identity,
+        session: SessionId,
+        account: &Arc<UserAccount>,
+    ) -> anyhow::Result<()> {
         let request = tokio::time::timeout(REQUEST_TIME, open::read_request(&mut stream)).await??;
+        let _counted = match account.open_flow() {
+            Ok(counted) => counted,
+            Err(refusal) => return refuse(stream, refusal).await,
+        };
         let holder = Holder { user: user.clone(), session, flow: stream.id(), origin: request.origin };
         match request.kind {
-            RequestKind::Tcp(target) => self.serve_tcp(stream, target, holder).await,
-            RequestKind::Udp(policy) => self.serve_udp(stream, policy, holder).await,
+            RequestKind::Tcp(target) => self.serve_tcp(stream, target, holder, account).await,
+            RequestKind::Udp(policy) => self.serve_udp(stream, policy, holder, account).await,
         }
     }
 
-    async fn serve_tcp(&self, mut stream: FlowStream, target: Target, holder: Holder) -> anyhow::Result<()> {
-        let (socket, answer) = match self.egress.connect(&target).await {
-            Ok(socket) => (Some(socket), Ok(())),
-            Err(refusal) => (None, Err(refusal)),
+    async fn serve_tcp(&self, mut stream: FlowStream, target: Target, holder: Holder, account: &Arc<UserAccount>) -> anyhow::Result<()> {
+        let socket = match self.egress.connect(&target).await {
+            Ok(socket) => socket,
+            Err(refusal) => return refuse(stream, refusal).await,
         };
-        open::write_answer(&mut stream, &answer).await?;
-        let Some(socket) = socket else {
-            read_to_end(&mut stream).await;
-            return Ok(());
-        };
+        open::write_answer(&mut stream, &Ok(())).await?;
         let id = stream.id();
         let port = self.dedicated.hold(holder, Protocol::Tcp, socket.local_addr()?.port(), Some(target.clone()));
-        let carried = pipe(socket, Noted::new(stream, port)).await?;
-        tracing::debug!(%target, %id, up = carried.up, down = carried.down, "flow over");
+        let (up, down) = FlowMeter::pair(account, &stream.watch());
+        // The pipe's socket is the content server's, so that what it reads there goes down.
+        let carried = metered_pipe(socket, Noted::new(stream, port), down, up).await?;
+        tracing::debug!(%target, %id, up = carried.down, down = carried.up, "flow over");
         Ok(())
     }
 
-    async fn serve_udp(&self, mut stream: FlowStream, policy: Policy, holder: Holder) -> anyhow::Result<()> {
+    async fn serve_udp(&self, mut stream: FlowStream, policy: Policy, holder: Holder, account: &Arc<UserAccount>) -> anyhow::Result<()> {
         self.open_udp_flows.fetch_add(1, Ordering::Relaxed);
-        let ended = self.carry_udp(&mut stream, policy, holder).await;
+        let ended = self.carry_udp(&mut stream, policy, holder, account).await;
         self.open_udp_flows.fetch_sub(1, Ordering::Relaxed);
         ended?;
         read_to_end(&mut stream).await;
         Ok(())
     }
 
-    async fn carry_udp(&self, stream: &mut FlowStream, policy: Policy, holder: Holder) -> anyhow::Result<()> {
+    async fn carry_udp(&self, stream: &mut FlowStream, policy: Policy, holder: Holder, account: &Arc<UserAccount>) -> anyhow::Result<()> {
         let parcels = stream.carry_parcels(policy);
         let opened = UdpPort::open().and_then(|port| Ok((port.number()?, port)));
         let answer = match &opened {
@@ -443,7 +470,8 @@ impl Inner {
         open::write_answer(stream, &answer).await?;
         if let Ok((number, port)) = opened {
             let usage = self.dedicated.hold(holder, Protocol::Udp, number, None);
-            let ended = udp::carry(&self.egress, stream, parcels, port, &usage, udp::IDLE_TIME).await?;
+            let meters = (ParcelMeter::new(account.clone(), Way::Up), ParcelMeter::new(account.clone(), Way::Down));
+            let ended = udp::carry(&self.egress, stream, parcels, port, &usage, meters, udp::IDLE_TIME).await?;
             tracing::debug!(id = %stream.id(), port = number, ?ended, "UDP flow over");
             stream.shutdown().await?;
         }
@@ -474,6 +502,14 @@ impl Inner {
 impl Entry {
     fn lines(&self) -> BTreeMap<PathId, (LineKey, IpAddr)> {
         self.lines.lock().expect("nothing panics under the lock").clone()
+    }
+
+    fn account(&self) -> Arc<UserAccount> {
+        self.account.lock().expect("nothing panics under the lock").clone()
+    }
+
+    fn set_account(&self, account: Arc<UserAccount>) {
+        *self.account.lock().expect("nothing panics under the lock") = account;
     }
 
     fn note_line(&self, path: PathId, line: Option<(LineKey, IpAddr)>) {
@@ -547,11 +583,23 @@ impl Path {
                 std::future::pending::<()>().await;
             }
             match self.inner.accounts.authorise(&self.certificate, Role::User).await {
-                Ok(_) | Err(Denied::Unavailable(_)) => {}
+                Ok(member) => {
+                    if let Ok(account) = self.inner.keeper.account(&member).await {
+                        self.entry.set_account(account);
+                    }
+                }
+                Err(Denied::Unavailable(_)) => {}
                 Err(denied) => return denied,
             }
         }
     }
+}
+
+/// Answers a flow with a refusal.
+async fn refuse(mut stream: FlowStream, refusal: Refusal) -> anyhow::Result<()> {
+    open::write_answer(&mut stream, &Err(refusal)).await?;
+    read_to_end(&mut stream).await;
+    Ok(())
 }
 
 /// Reads a refused flow to its end, so that it ends in order; what it says is of no interest.

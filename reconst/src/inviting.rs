@@ -4,12 +4,9 @@ use std::io::{IsTerminal, Write};
 
 use clap::{Args, Subcommand};
 use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
-use reconst::{
-    accounts::{
-        Limits,
-        invites::{Invitation, InviteState, ListedInvite},
-    },
-    provision::Registrar,
+use reconst::accounts::{
+    Limits,
+    invites::{Invitation, InviteState, ListedInvite},
 };
 use shared::{
     community::member::{Name, Role},
@@ -17,7 +14,7 @@ use shared::{
 };
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::register::{LimitOptions, State};
+use crate::{limits::LimitOptions, register::State};
 
 #[derive(Args)]
 pub(crate) struct Invite {
@@ -51,11 +48,11 @@ pub(crate) enum InviteCommand {
 
 impl Invite {
     pub(crate) async fn execute(self, role: Role, limits: Option<LimitOptions>) -> anyhow::Result<()> {
-        let limits = limits.map(Limits::from).unwrap_or_default();
+        let limits = limits.map(|limits| limits.applied_to(Limits::default())).transpose()?.unwrap_or_default();
         if self.again && limits != Limits::default() {
             return Err(Failure::usage("who is invited again keeps the limits there are: leave the limits out").into());
         }
-        let registrar = Registrar::open(&self.state.state).await?;
+        let registrar = self.state.open().await?;
         let invitation = Invitation { lan: &self.lan, role, name: &self.name, limits: &limits, again: self.again, lifetime: self.expires };
         let (invite, invited) = registrar.invite(&invitation).await?;
         registrar.accounts().close().await;
@@ -81,7 +78,7 @@ impl InviteCommand {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
         match self {
             Self::List(state) => {
-                let registrar = Registrar::open(&state.state).await?;
+                let registrar = state.open().await?;
                 for ListedInvite { number, identity, lan_name, expires_at, state } in
                     registrar.accounts().invites().await.map_err(Failure::from)?
                 {
@@ -95,7 +92,7 @@ impl InviteCommand {
                 }
             }
             Self::Revoke { number, state } => {
-                Registrar::open(&state.state).await?.accounts().revoke_invite(number).await.map_err(Failure::from)?;
+                state.open().await?.accounts().revoke_invite(number).await.map_err(Failure::from)?;
                 println!("withdrew invite {number}");
             }
         }

@@ -1,8 +1,8 @@
 //! The ISP's reconstitution server: the far end of every session.
 //!
 //! A relay logs in ([`directory`]) and learns on which of the data ports its LAN is served, the LAN's [`roster`] holds its lines; a user's paths come in there ([`accept`]),
-//! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]), each by a port of its own ([`dedicated`]). [`provision`] makes the state,
-//! the members' profiles and the invites that all this starts from; `enrol` makes members of those who were invited.
+//! authenticated against the [`accounts`]; the flows on them go out to content servers ([`egress`]), each by a port of its own ([`dedicated`]), as far as the user's [`quota`]
+//! goes. [`provision`] makes the state, the members' profiles and the invites that all this starts from; `enrol` makes members of those who were invited.
 
 pub mod accept;
 pub mod accounts;
@@ -14,6 +14,7 @@ pub mod egress;
 mod enrol;
 pub mod lines;
 pub mod provision;
+pub mod quota;
 pub mod roster;
 mod running;
 mod sockets;
@@ -29,6 +30,7 @@ use ipnet::IpNet;
 use shared::{community::roster::RosterConfig, service::Shutdown, transfer::schedule::Policy};
 
 pub use self::{
+    accounts::Database,
     running::{Running, start},
     sockets::any_address,
 };
@@ -38,6 +40,8 @@ pub use self::{
 pub struct Config {
     /// The directory that `reconst init` made.
     pub state_dir: PathBuf,
+    /// Where the members are kept, in place of what the state directory says.
+    pub database: Option<Database>,
     /// The address of the login port and of all data ports; relays must reach it. [`any_address`] for all of this host's.
     pub bind: IpAddr,
     /// The login port, in place of the one in the profiles; 0 lets the system choose, which only a test can use.
@@ -62,6 +66,7 @@ impl Config {
     pub fn new(state_dir: impl Into<PathBuf>, bind: IpAddr) -> Self {
         Self {
             state_dir: state_dir.into(),
+            database: None,
             bind,
             login_port_override: None,
             has_ephemeral_data_ports: false,

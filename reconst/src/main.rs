@@ -1,7 +1,9 @@
 //! `reconst`: the command line.
 
+mod database;
 mod flows;
 mod inviting;
+mod limits;
 mod options;
 mod register;
 
@@ -127,7 +129,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
 async fn check(options: RunOptions) -> anyhow::Result<()> {
     options.log_format()?;
     let config = options.into_config()?;
-    let registrar = reconst::provision::Registrar::open(&config.state_dir).await?;
+    let registrar = reconst::provision::Registrar::open_with(&config.state_dir, config.database.as_ref()).await?;
     let accounts = registrar.accounts();
     for lan in accounts.lans().await.map_err(Failure::from)? {
         println!("LAN {} ({}), data port {}", lan.name, lan.id, lan.data_port);

@@ -12,6 +12,8 @@ use reconst::Config;
 use serde::Deserialize;
 use shared::service::{Failure, LogFormat, read_config};
 
+use crate::database;
+
 /// Flags, and the configuration file under the same names. A flag replaces what the file says.
 #[derive(Args, Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -23,6 +25,12 @@ pub(crate) struct RunOptions {
     /// The directory that `reconst init` made
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// The PostgreSQL database that has the members, as in postgres://user@host/database [default: what `init` was told]
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// A file, its owner's alone, with that URL and its password
+    #[arg(long, value_name = "FILE", conflicts_with = "database")]
+    database_file: Option<PathBuf>,
     /// The address that relays reach this server at [default: all of them]
     #[arg(long, value_name = "IP")]
     bind: Option<IpAddr>,
@@ -51,6 +59,8 @@ impl RunOptions {
         let file: Self = read_config(path)?;
         Ok(Self {
             state: self.state.or(file.state),
+            database: self.database.clone().or(if self.database_file.is_none() { file.database } else { None }),
+            database_file: self.database_file.or(if self.database.is_none() { file.database_file } else { None }),
             bind: self.bind.or(file.bind),
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
             missed_announces: self.missed_announces.or(file.missed_announces),
@@ -68,6 +78,7 @@ impl RunOptions {
     pub(crate) fn into_config(self) -> Result<Config, Failure> {
         let state = self.state.ok_or_else(|| Failure::usage("give the state directory with --state DIR, or `state` in the file of -c"))?;
         let mut config = Config::new(state, self.bind.unwrap_or_else(reconst::any_address));
+        config.database = database::chosen(self.database.as_deref(), self.database_file.as_deref())?;
         let parse = |text: &String| parsed_network(text).map_err(Failure::config);
         config.egress_allow = self.egress_allow.iter().map(parse).collect::<Result<_, _>>()?;
         config.missed_max = self.missed_announces.unwrap_or(config.missed_max).max(1);

@@ -20,7 +20,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::{
     accounts::{
-        Accounts, Limits,
+        Accounts, Database, Limits,
         invites::{Invitation, Invited},
         registry::{IssuedTo, Lan},
     },
@@ -45,19 +45,34 @@ impl Registrar {
     /// # Errors
     /// If the directory holds something already or can't be written, or there is no host.
     pub async fn init(state: &Path, public_hosts: &[Host], login_port: u16) -> Result<Self, Failure> {
+        Self::init_with(state, public_hosts, login_port, None).await
+    }
+
+    /// As [`Registrar::init`], with the members in a database of PostgreSQL if one is given.
+    ///
+    /// # Errors
+    /// As [`Registrar::init`], and if the database does not answer or has members already.
+    pub async fn init_with(state: &Path, public_hosts: &[Host], login_port: u16, postgres: Option<&Database>) -> Result<Self, Failure> {
         let Some(first_host) = public_hosts.first() else {
             return Err(Failure::usage("reconst needs an address that relays reach it at: give --public HOST"));
         };
         if login_port == 0 {
             return Err(Failure::usage("--login-port takes a port from 1 to 65535"));
         }
+        if let Some(database) = postgres {
+            let accounts = Accounts::open(database).await?;
+            if accounts.setting(PUBLIC).await?.is_some() {
+                return Err(Failure::config(format!("{database} has the members of a reconst already: choose another database")));
+            }
+            accounts.close().await;
+        }
         let state = StateDir::create(state)?;
         let (authority, issued) = Authority::create(&first_host.to_string()).map_err(no_randomness)?;
         state.keep_authority(&issued)?;
         let server = authority.issue_server().map_err(no_randomness)?;
         state.keep_server_certificate(&server)?;
-        state.create_database()?;
-        let accounts = Accounts::open(&state.database()).await?;
+        state.choose_database(postgres)?;
+        let accounts = Accounts::open(&state.database()?).await?;
         let public: Vec<_> = public_hosts.iter().map(|host| Target { host: host.clone(), port: login_port }).collect();
         let written = public.iter().map(Target::to_string).collect::<Vec<_>>().join(" ");
         accounts.set_setting(PUBLIC, &written).await?;
@@ -71,8 +86,17 @@ impl Registrar {
     /// # Errors
     /// If there is none, or it is damaged.
     pub async fn open(state: &Path) -> Result<Self, Failure> {
+        Self::open_with(state, None).await
+    }
+
+    /// As [`Registrar::open`], with the members in this database rather than where the state says.
+    ///
+    /// # Errors
+    /// As [`Registrar::open`].
+    pub async fn open_with(state: &Path, database: Option<&Database>) -> Result<Self, Failure> {
         let state = StateDir::open(state)?;
-        let accounts = Accounts::open(&state.database()).await?;
+        let kept = state.database()?;
+        let accounts = Accounts::open(database.unwrap_or(&kept)).await?;
         let public = public(&accounts).await?;
         Ok(Self { accounts, authority: state.authority()?, public })
     }
@@ -214,7 +238,7 @@ mod tests {
     use shared::units::{Rate, Size};
 
     use super::*;
-    use crate::accounts::{AccountsError, Denied, Period};
+    use crate::accounts::{AccountsError, Denied, Quota};
 
     #[tokio::test]
     async fn a_member_added_is_one_until_removed() {
@@ -263,8 +287,7 @@ mod tests {
     async fn limits_are_recorded() {
         let neighbourhood = Neighbourhood::new().await;
         let limits = Limits {
-            quota: Some(Size { bytes: 100_000_000_000 }),
-            period: Period::Days(30),
+            quota: Some(Quota::of(Size { bytes: 100_000_000_000 })),
             rate_up: Some(Rate { bits_per_second: 512_000 }),
             rate_down: None,
             max_flows: Some(200),
@@ -314,10 +337,7 @@ mod tests {
 
     impl Neighbourhood {
         async fn new() -> Self {
-            let scratch = tempfile::tempdir().expect("a directory");
-            let host = Host::parse("127.0.0.1").expect("a host");
-            let registrar = Registrar::init(&scratch.path().join("state"), &[host], DEFAULT_LOGIN_PORT).await.expect("a new state");
-            registrar.add_lan(&name("elm"), Some(LanId(15)), None).await.expect("a new LAN");
+            let (registrar, scratch) = crate::accounts::testing::registrar().await;
             Self { registrar, scratch }
         }
     }

@@ -1,10 +1,13 @@
 //! The commands that change and list who is a member.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use clap::{Args, Subcommand};
 use reconst::{
-    accounts::{Limits, Period, registry::Listed},
+    accounts::Limits,
     provision::{DEFAULT_LOGIN_PORT, MEMBER_VALIDITY, Registrar},
     state::create_secret,
 };
@@ -12,14 +15,18 @@ use shared::{
     community::{
         member::{Name, Role},
         profile::Profile,
+        quota::UnixSeconds,
     },
     ids::LanId,
     service::Failure,
     target::Host,
-    units::{Rate, Size},
 };
 
-use crate::inviting::{Invite, certificate_lifetime};
+use crate::{
+    database,
+    inviting::{Invite, certificate_lifetime},
+    limits::{self, LimitOptions},
+};
 
 #[derive(Args)]
 pub(crate) struct Init {
@@ -34,6 +41,9 @@ pub(crate) struct Init {
     /// How long members' certificates are valid, in days as in 365d; 730d otherwise
     #[arg(long, value_name = "DAYS", value_parser = certificate_lifetime)]
     certificate_lifetime: Option<time::Duration>,
+    /// A file, its owner's alone, with the URL of the PostgreSQL database that is to have the members
+    #[arg(long, value_name = "FILE", conflicts_with = "database")]
+    database_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -41,6 +51,17 @@ pub(crate) struct State {
     /// The directory that holds the authority, the certificate and the members
     #[arg(long, value_name = "DIR")]
     pub(crate) state: PathBuf,
+    /// The PostgreSQL database that has the members [default: what `init` was told]; a password is better kept in RECONST_DATABASE
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+}
+
+impl State {
+    /// Opens what `init` made.
+    pub(crate) async fn open(&self) -> Result<Registrar, Failure> {
+        let database = database::chosen(self.database.as_deref(), None)?;
+        Registrar::open_with(&self.state, database.as_ref()).await
+    }
 }
 
 #[derive(Subcommand)]
@@ -95,8 +116,32 @@ pub(crate) enum UserCommand {
         #[command(flatten)]
         limits: LimitOptions,
     },
-    /// List the users
-    List(State),
+    /// Change what a user may spend, also while reconst runs: it holds within a second
+    Set {
+        #[command(flatten)]
+        user: OldMember,
+        #[command(flatten)]
+        limits: LimitOptions,
+        /// Spend from the account of a user of another LAN who is the same person, as in ann@elm; `own` ends that
+        #[arg(long, value_name = "NAME@LAN", value_parser = account_of)]
+        account: Option<AccountOf>,
+    },
+    /// Show what a user may spend and has
+    Show {
+        #[command(flatten)]
+        user: OldMember,
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the users, with what they may spend and have
+    List {
+        #[command(flatten)]
+        state: State,
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove a user
     Remove(OldMember),
 }
@@ -138,29 +183,11 @@ pub(crate) struct OldMember {
     lan: Name,
 }
 
-#[derive(Args)]
-pub(crate) struct LimitOptions {
-    /// Bytes per period, as in 100GB (recorded)
-    #[arg(long, value_name = "SIZE")]
-    quota: Option<Size>,
-    /// The quota's period: month, or days as in 7d (recorded)
-    #[arg(long, default_value_t)]
-    period: Period,
-    /// Bits per second towards the internet, as in 20M (recorded)
-    #[arg(long, value_name = "RATE")]
-    rate_up: Option<Rate>,
-    /// Bits per second from the internet (recorded)
-    #[arg(long, value_name = "RATE")]
-    rate_down: Option<Rate>,
-    /// Flows at the same time (recorded)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    max_flows: Option<u32>,
-}
-
 impl Init {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
+        let database = database::chosen(self.state.database.as_deref(), self.database_file.as_deref())?;
         let state = self.state.state;
-        let registrar = Registrar::init(&state, &self.public, self.login_port).await?;
+        let registrar = Registrar::init_with(&state, &self.public, self.login_port, database.as_ref()).await?;
         if let Some(lifetime) = self.certificate_lifetime {
             let seconds = lifetime.whole_seconds().to_string();
             registrar.accounts().set_setting(MEMBER_VALIDITY, &seconds).await.map_err(Failure::from)?;
@@ -176,20 +203,20 @@ impl LanCommand {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
         match self {
             Self::Add { name, state, id, data_port } => {
-                let lan = open(&state).await?.add_lan(&name, id.map(LanId), data_port).await?;
+                let lan = state.open().await?.add_lan(&name, id.map(LanId), data_port).await?;
                 println!("added LAN {} ({}); its paths are served on UDP port {}", lan.name, lan.id, lan.data_port);
             }
             Self::List(state) => {
-                for lan in open(&state).await?.accounts().lans().await.map_err(Failure::from)? {
+                for lan in state.open().await?.accounts().lans().await.map_err(Failure::from)? {
                     println!("{}\tLAN {}\tdata port {}", lan.name, lan.id, lan.data_port);
                 }
             }
             Self::Move { name, state, data_port } => {
-                let before = open(&state).await?.move_lan(&name, data_port).await?;
+                let before = state.open().await?.move_lan(&name, data_port).await?;
                 println!("moved LAN {name} ({}) from UDP port {} to {data_port}; let UDP in there", before.id, before.data_port);
             }
             Self::Remove { name, state } => {
-                open(&state).await?.accounts().remove_lan(&name).await.map_err(Failure::from)?;
+                state.open().await?.accounts().remove_lan(&name).await.map_err(Failure::from)?;
                 println!("removed LAN {name} and its members");
             }
         }
@@ -202,10 +229,12 @@ impl UserCommand {
         match self {
             Self::Invite { invite, limits } => invite.execute(Role::User, Some(limits)).await,
             Self::Add { new, limits } => {
-                let limits = Limits::from(limits);
+                let limits = limits.applied_to(Limits::default())?;
                 new.add(async |registrar, lan, name| registrar.add_user(lan, name, &limits).await).await
             }
-            Self::List(state) => list(&state, Role::User).await,
+            Self::Set { user, limits, account } => user.set(limits, account).await,
+            Self::Show { user, json } => user.show(json).await,
+            Self::List { state, json } => list_users(&state, json).await,
             Self::Remove(old) => old.remove(Role::User).await,
         }
     }
@@ -216,7 +245,7 @@ impl RelayCommand {
         match self {
             Self::Invite(invite) => invite.execute(Role::Relay, None).await,
             Self::Add(new) => new.add(async |registrar, lan, name| registrar.add_relay(lan, name).await).await,
-            Self::List(state) => list(&state, Role::Relay).await,
+            Self::List(state) => list_relays(&state).await,
             Self::Remove(old) => old.remove(Role::Relay).await,
         }
     }
@@ -225,7 +254,7 @@ impl RelayCommand {
 impl NewMember {
     /// Makes the profile's file before the member, so that none is added whose profile has nowhere to go.
     async fn add(self, add: impl AsyncFnOnce(&Registrar, &Name, &Name) -> Result<Profile, Failure>) -> anyhow::Result<()> {
-        let registrar = open(&self.state).await?;
+        let registrar = self.state.open().await?;
         create_secret(&self.profile, "")?;
         let added = add(&registrar, &self.lan, &self.name).await;
         let written = added.and_then(|profile| write(&self.profile, &profile).map(|()| profile));
@@ -238,40 +267,82 @@ impl NewMember {
     }
 }
 
+/// From whose account a user spends: that of a user of another LAN, or its own.
+#[derive(Clone, Debug)]
+pub(crate) enum AccountOf {
+    Own,
+    User { name: Name, lan: Name },
+}
+
+fn account_of(text: &str) -> Result<AccountOf, String> {
+    if text == "own" {
+        return Ok(AccountOf::Own);
+    }
+    let wrong = || format!("`{}` is no user of a LAN: write it as in ann@elm, or `own`", text.chars().take(80).collect::<String>());
+    let (name, lan) = text.split_once('@').ok_or_else(wrong)?;
+    Ok(AccountOf::User { name: name.parse().map_err(|_| wrong())?, lan: lan.parse().map_err(|_| wrong())? })
+}
+
 impl OldMember {
+    async fn set(self, limits: LimitOptions, account: Option<AccountOf>) -> anyhow::Result<()> {
+        if limits.is_empty() && account.is_none() {
+            return Err(Failure::usage("say what to change: --quota, --rate-down and so on; `none` takes a limit away").into());
+        }
+        let registrar = self.state.open().await?;
+        let accounts = registrar.accounts();
+        let user = match account {
+            None => accounts.user(&self.lan, &self.name).await.map_err(Failure::from)?,
+            Some(account) => {
+                let (name, lan) = match &account {
+                    AccountOf::Own => (&self.name, &self.lan),
+                    AccountOf::User { name, lan } => (name, lan),
+                };
+                accounts.share_account(&self.lan, &self.name, (lan, name)).await.map_err(Failure::from)?;
+                accounts.user(&self.lan, &self.name).await.map_err(Failure::from)?
+            }
+        };
+        if !limits.is_empty() {
+            let limits = limits.applied_to(user.limits)?;
+            accounts.set_limits(user.account, &limits).await.map_err(Failure::from)?;
+        }
+        let user = accounts.user_report(&self.lan, &self.name, time_now()).await.map_err(Failure::from)?;
+        println!("user {} of LAN {}: {}", user.name, user.lan, limits::text(&user));
+        Ok(())
+    }
+
+    async fn show(self, json: bool) -> anyhow::Result<()> {
+        let registrar = self.state.open().await?;
+        let user = registrar.accounts().user_report(&self.lan, &self.name, time_now()).await.map_err(Failure::from)?;
+        if json {
+            println!("{}", serde_json::to_string_pretty(&user)?);
+        } else {
+            print!("{}", limits::description(&user));
+        }
+        Ok(())
+    }
+
     async fn remove(self, role: Role) -> anyhow::Result<()> {
-        open(&self.state).await?.accounts().remove_member(&self.lan, role, &self.name).await.map_err(Failure::from)?;
+        self.state.open().await?.accounts().remove_member(&self.lan, role, &self.name).await.map_err(Failure::from)?;
         println!("removed {role} {} of LAN {}", self.name, self.lan);
         Ok(())
     }
 }
 
-impl From<LimitOptions> for Limits {
-    fn from(options: LimitOptions) -> Self {
-        Self {
-            quota: options.quota,
-            period: options.period,
-            rate_up: options.rate_up,
-            rate_down: options.rate_down,
-            max_flows: options.max_flows,
-        }
+async fn list_relays(state: &State) -> anyhow::Result<()> {
+    for relay in state.open().await?.accounts().members(Role::Relay).await.map_err(Failure::from)? {
+        println!("{}\tLAN {} ({})\tsince {}", relay.identity.name, relay.lan_name, relay.identity.lan, relay.added_on());
     }
+    Ok(())
 }
 
-async fn open(state: &State) -> Result<Registrar, Failure> {
-    Registrar::open(&state.state).await
-}
-
-async fn list(state: &State, role: Role) -> anyhow::Result<()> {
-    for Listed { identity, lan_name, since, limits } in open(state).await?.accounts().members(role).await.map_err(Failure::from)? {
-        let recorded = [
-            limits.quota.map(|size| format!("quota {size} per {}", limits.period)),
-            limits.rate_up.map(|rate| format!("up {rate}")),
-            limits.rate_down.map(|rate| format!("down {rate}")),
-            limits.max_flows.map(|flows| format!("{flows} flows")),
-        ];
-        let recorded = recorded.into_iter().flatten().collect::<Vec<_>>().join(", ");
-        println!("{}\tLAN {lan_name} ({})\tsince {since}\t{recorded}", identity.name, identity.lan);
+async fn list_users(state: &State, json: bool) -> anyhow::Result<()> {
+    let users = state.open().await?.accounts().user_reports(time_now()).await.map_err(Failure::from)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&users)?);
+        return Ok(());
+    }
+    for user in users {
+        println!("{}\tLAN {} ({})\t{}", user.name, user.lan, user.lan_id, limits::text(&user));
     }
     Ok(())
 }
@@ -280,4 +351,9 @@ fn write(path: &Path, profile: &Profile) -> Result<(), Failure> {
     let failure = |error| Failure::unavailable(format!("can't write {}: {error}", path.display()));
     let mut file = std::fs::OpenOptions::new().write(true).open(path).map_err(failure)?;
     std::io::Write::write_all(&mut file, profile.to_toml().as_bytes()).and_then(|()| file.sync_all()).map_err(failure)
+}
+
+/// A clock before 1970 is as wrong as one that says 1970.
+fn time_now() -> UnixSeconds {
+    UnixSeconds(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64))
 }

@@ -26,13 +26,16 @@ use crate::{
     egress::Egress,
     enrol::Enroller,
     lines::Lines,
-    provision, sockets,
+    provision,
+    quota::Keeper,
+    sockets,
     state::StateDir,
 };
 
 /// A `reconst` whose ports are bound and served.
 pub struct Running {
     accounts: Accounts,
+    keeper: Keeper,
     sessions: Sessions,
     directory: Directory,
     login_endpoint: Endpoint,
@@ -43,6 +46,7 @@ pub struct Running {
     serving_lans: JoinHandle<DataPorts>,
     following: JoinHandle<()>,
     following_lines: JoinHandle<()>,
+    keeping: JoinHandle<()>,
     drain_time: Duration,
     shutdown: Shutdown,
 }
@@ -53,7 +57,8 @@ pub struct Running {
 /// If the state can't be used or an address can't be bound.
 pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
     let state = StateDir::open(&config.state_dir)?;
-    let accounts = Accounts::open(&state.database()).await.map_err(Failure::from)?;
+    let kept = state.database()?;
+    let accounts = Accounts::open(config.database.as_ref().unwrap_or(&kept)).await.map_err(Failure::from)?;
     provision::renew_server_certificate(&state, &accounts).await?;
     let (authority, server) = (state.authority_pem()?, state.server_certificate()?);
     let unusable = |error| Failure::new(Exit::Data, format!("the certificates in {}: {error}", config.state_dir.display()));
@@ -65,7 +70,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     };
     let admin_address = admin.as_ref().map(|listener| listener.local_addr()).transpose()?;
     let egress = Egress::new(config.egress_allow, admin_address.into_iter().collect());
-    let sessions = Sessions::new(accounts.clone(), egress, config.scheduler);
+    let keeper = Keeper::new(accounts.clone());
+    let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, config.scheduler);
 
     let login_port = match config.login_port_override {
         Some(port) => port,
@@ -92,9 +98,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
 
     tokio::spawn(directory.clone().serve(login_endpoint.clone(), shutdown.clone()));
     if let Some(listener) = admin {
-        let (sessions, directory, data_addresses) = (sessions.clone(), directory.clone(), data_addresses.clone());
+        let (sessions, keeper, directory) = (sessions.clone(), keeper.clone(), directory.clone());
+        let data_addresses = data_addresses.clone();
         let page = move |path: &str| match path {
-            "/status" => Some(status(&sessions, &directory, &data_addresses, login_address)),
+            "/status" => Some(status(&sessions, &keeper, &directory, &data_addresses, login_address)),
             "/flows" => Some(json!(sessions.dedicated_ports().report())),
             _ => None,
         };
@@ -106,6 +113,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
             tokio::join!(accounts.follow_changes(), directory.follow_removed());
         }
     });
+    let keeping = tokio::spawn(keeper.clone().run());
     let serving_lans = tokio::spawn({
         let (accounts, shutdown) = (accounts.clone(), shutdown.clone());
         async move {
@@ -119,6 +127,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     });
     Ok(Running {
         accounts,
+        keeper,
         sessions,
         directory,
         login_endpoint,
@@ -128,6 +137,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         serving_lans,
         following,
         following_lines,
+        keeping,
         drain_time: config.drain_time,
         shutdown,
     })
@@ -161,7 +171,7 @@ impl Running {
 
     /// What `reconst status` shows.
     pub fn status(&self) -> serde_json::Value {
-        status(&self.sessions, &self.directory, &self.data_addresses, self.login_address)
+        status(&self.sessions, &self.keeper, &self.directory, &self.data_addresses, self.login_address)
     }
 
     /// Waits for the shutdown, lets open flows finish for a while, and ends everything.
@@ -181,6 +191,8 @@ impl Running {
         let _ = timeout(CLOSING_TIME, self.login_endpoint.wait_idle()).await;
         self.following.abort();
         self.following_lines.abort();
+        self.keeping.abort();
+        self.keeper.keep().await;
         self.accounts.close().await;
         tracing::info!("reconst has stopped");
         Ok(())
@@ -196,6 +208,7 @@ async fn flows_are_over(sessions: &Sessions, at_most: Duration) {
 
 fn status(
     sessions: &Sessions,
+    keeper: &Keeper,
     directory: &Directory,
     data_addresses: &watch::Receiver<DataAddresses>,
     login_address: SocketAddr,
@@ -206,6 +219,8 @@ fn status(
         "relays": directory.report(),
         "roster": directory.roster(),
         "sessions": sessions.report(),
+        "accounts": keeper.report(),
+        "counts_not_kept_for_seconds": keeper.behind().map(|behind| behind.as_secs()),
         "open_flows": sessions.open_flows(),
     })
 }

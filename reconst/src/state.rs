@@ -12,7 +12,10 @@ use std::{
 
 use shared::service::{Exit, Failure};
 
-use crate::authority::{Authority, Issued};
+use crate::{
+    accounts::Database,
+    authority::{Authority, Issued},
+};
 
 /// A state directory by its path.
 #[derive(Clone, Debug)]
@@ -52,40 +55,47 @@ impl StateDir {
     /// If there is none, or its keys are readable for others.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let state = Self { path: path.into() };
-        if !state.database().exists() {
+        if !path.join(AUTHORITY_CERTIFICATE).exists() {
             return Err(Failure::config(format!(
                 "{} is no state directory: make one with `reconst init --state {} --public HOST`",
                 path.display(),
                 path.display()
             )));
         }
-        for key in [AUTHORITY_KEY, SERVER_KEY].map(|name| path.join(name)) {
+        let secrets = [AUTHORITY_KEY, SERVER_KEY].into_iter().chain(path.join(DATABASE_URL).exists().then_some(DATABASE_URL));
+        for key in secrets.map(|name| path.join(name)) {
             let mode = fs::metadata(&key).map_err(|error| failure("look at", &key, &error))?.permissions().mode() & 0o777;
             if mode & 0o077 != 0 {
                 return Err(Failure::new(
                     Exit::Permission,
-                    format!(
-                        "{} is a secret key and others may read it (mode {mode:04o}): run `chmod 600 {}`",
-                        key.display(),
-                        key.display()
-                    ),
+                    format!("{} is a secret and others may read it (mode {mode:04o}): run `chmod 600 {}`", key.display(), key.display()),
                 ));
             }
         }
         Ok(state)
     }
 
-    /// The member database's file.
-    pub fn database(&self) -> PathBuf {
-        self.path.join(DATABASE)
-    }
-
-    /// Makes the member database's file, empty, for its owner alone.
+    /// Where the members are kept: in PostgreSQL if that was chosen, else in a file here.
     ///
     /// # Errors
-    /// If it exists or can't be made.
-    pub fn create_database(&self) -> Result<(), Failure> {
-        create_secret(&self.database(), "")
+    /// If what names the database can't be read.
+    pub fn database(&self) -> Result<Database, Failure> {
+        if !self.path.join(DATABASE_URL).exists() {
+            return Ok(Database::File(self.path.join(DATABASE)));
+        }
+        let damaged = |error| Failure::config(format!("{}: {error}", self.path.join(DATABASE_URL).display()));
+        self.read(DATABASE_URL)?.parse().map_err(damaged)
+    }
+
+    /// Chooses where the members are kept: makes the file, empty, or notes the URL; for their owner alone.
+    ///
+    /// # Errors
+    /// If that is chosen already or can't be written.
+    pub fn choose_database(&self, postgres: Option<&Database>) -> Result<(), Failure> {
+        match postgres {
+            Some(Database::Postgres(url)) => create_secret(&self.path.join(DATABASE_URL), &format!("{url}\n")),
+            _ => create_secret(&self.path.join(DATABASE), ""),
+        }
     }
 
     /// Keeps a new authority.
@@ -184,6 +194,7 @@ const AUTHORITY_CERTIFICATE: &str = "authority.pem";
 const SERVER_KEY: &str = "server.key";
 const SERVER_CERTIFICATE: &str = "server.pem";
 const DATABASE: &str = "members.db";
+const DATABASE_URL: &str = "database";
 
 #[cfg(test)]
 mod tests {
@@ -212,7 +223,7 @@ mod tests {
     #[test]
     fn a_key_that_others_may_read_is_refused_with_the_command_that_mends_it() {
         let scratch = tempfile::tempdir().expect("a directory");
-        for name in [AUTHORITY_KEY, SERVER_KEY, DATABASE] {
+        for name in [AUTHORITY_KEY, AUTHORITY_CERTIFICATE, SERVER_KEY, DATABASE] {
             create_secret(&scratch.path().join(name), "").expect("a file");
         }
         StateDir::open(scratch.path()).expect("all as it should be");

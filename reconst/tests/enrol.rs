@@ -241,8 +241,7 @@ impl Isp {
 }
 
 fn invitation<'a>(lan: &'a Name, role: Role, member: &'a Name, again: bool) -> Invitation<'a> {
-    const NO_LIMITS: &Limits =
-        &Limits { quota: None, period: reconst::accounts::Period::Month, rate_up: None, rate_down: None, max_flows: None };
+    const NO_LIMITS: &Limits = &Limits { quota: None, rate_up: None, rate_down: None, max_flows: None };
     Invitation { lan, role, name: member, limits: NO_LIMITS, again, lifetime: time::Duration::days(7) }
 }
 

@@ -11,7 +11,7 @@ use shared::{
     },
     ids::LanId,
 };
-use sqlx::{FromRow, Row, Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::{Any, FromRow, Row, Transaction, any::AnyRow};
 use thiserror::Error;
 use time::{Date, Duration, OffsetDateTime};
 
@@ -277,7 +277,7 @@ impl Accounts {
 }
 
 async fn invited_member(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction<'static, Any>,
     invitation: &Invitation<'_>,
 ) -> Result<(MemberId, LanId), AccountsError> {
     let Invitation { lan, role, name, limits, again, .. } = invitation;
@@ -303,14 +303,9 @@ async fn invited_member(
         Some((member, _)) => Ok((MemberId(member), lan_id)),
         None if *again => Err(AccountsError::NoMember { lan: (*lan).clone(), role: *role, name: (*name).clone() }),
         None => {
-            let inserted = sqlx::query("INSERT INTO members (lan_key, role, name, created_at) VALUES ($1, $2, $3, $4)")
-                .bind(lan_key)
-                .bind(role.to_string())
-                .bind(name.as_str())
-                .bind(now())
-                .execute(&mut **transaction)
-                .await?;
-            let member = MemberId(inserted.last_insert_rowid());
+            let sql = "INSERT INTO members (lan_key, role, name, created_at) VALUES ($1, $2, $3, $4) RETURNING member_id";
+            let inserted = sqlx::query_scalar(sql).bind(lan_key).bind(role.to_string()).bind(name.as_str()).bind(now());
+            let member = MemberId(inserted.fetch_one(&mut **transaction).await?);
             if *role == Role::User {
                 insert_limits(transaction, member, limits).await?;
             }
@@ -320,7 +315,7 @@ async fn invited_member(
 }
 
 pub(super) async fn insert_certificate(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction<'static, Any>,
     member: MemberId,
     certified: &Certified,
 ) -> Result<(), sqlx::Error> {
@@ -335,7 +330,7 @@ pub(super) async fn insert_certificate(
 }
 
 async fn newest_with_key(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction<'static, Any>,
     member: MemberId,
     public_key: &[u8; 32],
 ) -> Result<Option<Vec<u8>>, sqlx::Error> {
@@ -358,8 +353,8 @@ struct ListedRow {
     revoked_at: Option<i64>,
 }
 
-impl FromRow<'_, SqliteRow> for ListedRow {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+impl FromRow<'_, AnyRow> for ListedRow {
+    fn from_row(row: &AnyRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
             invite_id: row.try_get("invite_id")?,
             role: row.try_get("role")?,
@@ -387,8 +382,8 @@ struct InviteRow {
     removed_at: Option<i64>,
 }
 
-impl FromRow<'_, SqliteRow> for InviteRow {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+impl FromRow<'_, AnyRow> for InviteRow {
+    fn from_row(row: &AnyRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
             member_id: row.try_get("member_id")?,
             secret_hash: row.try_get("secret_hash")?,

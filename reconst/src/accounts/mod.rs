@@ -4,35 +4,55 @@
 //! certificate, or why there is none. Always holds: a certificate counts only if it is, byte for byte, one that was issued to a member
 //! who is still one. Verifying signatures is left to TLS, counting what is spent to the quota's keeper.
 //!
-//! The store is SQLite in the state directory, shared between `reconst run` and the commands that change it: each end sees the other's
-//! changes, and [`Accounts::changes`] tells when to look again.
+//! The store is SQLite in the state directory, or PostgreSQL, shared between `reconst run` and the commands that change it: each end sees the
+//! other's changes, and [`Accounts::changes`] tells when to look again.
 
+mod database;
 pub mod invites;
-mod limits;
 pub mod registry;
+pub mod report;
 mod schema;
+#[cfg(test)]
+pub(crate) mod testing;
+mod usage;
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    collections::HashMap,
+    str::FromStr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use rustls::pki_types::CertificateDer;
 use shared::{
-    community::member::{Identity, Name, Role},
+    community::{
+        member::{Identity, Name, Role},
+        quota::UnixSeconds,
+    },
     ids::LanId,
     service::{Exit, Failure},
-    units::{Rate, Size},
 };
-use sqlx::SqlitePool;
+use sqlx::AnyPool;
 use thiserror::Error;
 use time::{Date, OffsetDateTime};
 use tokio::sync::watch;
 
-pub use self::limits::{Limits, Period, PeriodError};
+pub use self::{
+    database::{Database, DatabaseError},
+    usage::Count,
+};
+pub use shared::community::quota::{Limits, Quota};
+
+use self::schema::Backend;
 
 /// The store of accounts; clones share it.
 #[derive(Clone, Debug)]
 pub struct Accounts {
-    pool: SqlitePool,
-    changes: watch::Sender<u64>,
+    pool: AnyPool,
+    backend: Backend,
+    changes: Arc<watch::Sender<u64>>,
+    /// By certificate: who was a member when the store answered last.
+    known: Arc<Mutex<HashMap<Vec<u8>, Member>>>,
 }
 
 /// A member's key in the store, never given to another.
@@ -48,6 +68,10 @@ pub struct Member {
     pub identity: Identity,
     /// The LAN's name, for people.
     pub lan_name: Name,
+    /// Whose limits and usage are its own: its own, unless it shares those of a user of another LAN.
+    pub account: MemberId,
+    /// When that account's holder was added.
+    pub since: UnixSeconds,
     /// What it may spend; a relay has no limits.
     pub limits: Limits,
 }
@@ -149,7 +173,7 @@ pub enum AccountsError {
     #[error("the member database is damaged or of a later version ({0}): restore it from a backup or upgrade reconst")]
     Damaged(String),
     /// The store does not answer.
-    #[error("the member database does not answer ({0}): is its disk full or another program holding it?")]
+    #[error("the member database does not answer ({0}): is its disk full, another program holding it, or PostgreSQL down?")]
     Database(#[from] sqlx::Error),
 }
 
@@ -165,21 +189,42 @@ impl From<AccountsError> for Failure {
 }
 
 impl Accounts {
-    /// The member that `certificate` makes of its holder, who wants to act as `needs`.
+    /// The member that `certificate` makes of its holder, who wants to act as `needs`. While the store does not answer, as far as it is known.
     ///
     /// # Errors
     /// If there is no such member now.
     pub async fn authorise(&self, certificate: &CertificateDer<'_>, needs: Role) -> Result<Member, Denied> {
+        let found = self.look_up(certificate, needs).await;
+        let mut known = self.known.lock().expect("nothing panics under the lock");
+        match &found {
+            Ok(member) => {
+                if known.len() >= KNOWN_MAX {
+                    known.clear();
+                }
+                known.insert(certificate.to_vec(), member.clone());
+            }
+            Err(Denied::Unavailable(_)) => {
+                if let Some(member) = known.get(certificate.as_ref()).filter(|member| member.identity.role == needs) {
+                    return Ok(member.clone());
+                }
+            }
+            Err(_) => drop(known.remove(certificate.as_ref())),
+        }
+        found
+    }
+
+    async fn look_up(&self, certificate: &CertificateDer<'_>, needs: Role) -> Result<Member, Denied> {
         let row: Option<HolderRow> = sqlx::query_as(
-            "SELECT m.member_id, m.role, m.name, l.lan_id, l.name, coalesce(m.removed_at, l.removed_at), c.revoked_at
+            "SELECT m.member_id, m.role, m.name, l.lan_id, l.name, coalesce(m.removed_at, l.removed_at), c.revoked_at, a.member_id, a.created_at
              FROM certificates c JOIN members m ON m.member_id = c.member_id JOIN lans l ON l.lan_key = m.lan_key
+             JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
              WHERE c.der = $1",
         )
         .bind(certificate.as_ref())
         .fetch_optional(&self.pool)
         .await
         .map_err(Denied::Unavailable)?;
-        let Some((id, role, name, lan_id, lan_name, removed_at, revoked_at)) = row else { return Err(Denied::Unknown) };
+        let Some((id, role, name, lan_id, lan_name, removed_at, revoked_at, account, since)) = row else { return Err(Denied::Unknown) };
         let identity = identity(&role, &name, lan_id).map_err(denied_by_damage)?;
         if let Some(removed_at) = removed_at {
             return Err(Denied::Removed { identity, on: day(removed_at) });
@@ -190,8 +235,10 @@ impl Accounts {
         if identity.role != needs {
             return Err(Denied::Role { identity, needs });
         }
-        let limits = self.limits(MemberId(id)).await.map_err(denied_by_damage)?;
-        Ok(Member { id: MemberId(id), identity, lan_name: parsed(&lan_name).map_err(denied_by_damage)?, limits })
+        let account = MemberId(account);
+        let limits = self.limits(account).await.map_err(denied_by_damage)?;
+        let lan_name = parsed(&lan_name).map_err(denied_by_damage)?;
+        Ok(Member { id: MemberId(id), identity, lan_name, account, since: UnixSeconds(since), limits })
     }
 
     /// A number that changes when the accounts did, by whatever program, as far as [`Accounts::follow_changes`] has noticed.
@@ -208,44 +255,22 @@ impl Accounts {
         }
     }
 
-    /// `PRAGMA data_version` changes on a connection whenever another one commits, in this program or the next.
     async fn follow_changes_on_one_connection(&self) -> Result<std::convert::Infallible, sqlx::Error> {
         let mut connection = self.pool.acquire().await?.detach();
-        let mut known: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut connection).await?;
-        self.changes.send_modify(|changes| *changes += 1);
+        let mut known: Option<i64> = None;
         loop {
-            tokio::time::sleep(CHANGES_NOTICED_WITHIN).await;
-            let now: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut connection).await?;
-            if now != known {
-                known = now;
+            let now: i64 = sqlx::query_scalar("SELECT number FROM revision").fetch_one(&mut connection).await?;
+            if known != Some(now) {
+                known = Some(now);
                 self.changes.send_modify(|changes| *changes += 1);
             }
+            tokio::time::sleep(CHANGES_NOTICED_WITHIN).await;
         }
-    }
-
-    async fn limits(&self, member: MemberId) -> Result<Limits, AccountsError> {
-        let row: Option<LimitsRow> = sqlx::query_as(
-            "SELECT quota_bytes, period, rate_up_bits_per_second, rate_down_bits_per_second, max_flows FROM limits WHERE member_id = $1",
-        )
-        .bind(member.0)
-        .fetch_optional(&self.pool)
-        .await?;
-        let Some((quota, period, rate_up, rate_down, max_flows)) = row else { return Ok(Limits::default()) };
-        Ok(Limits {
-            quota: quota.map(number).transpose()?.map(|bytes| Size { bytes }),
-            period: parsed(&period)?,
-            rate_up: rate_up.map(number).transpose()?.map(|bits_per_second| Rate { bits_per_second }),
-            rate_down: rate_down.map(number).transpose()?.map(|bits_per_second| Rate { bits_per_second }),
-            max_flows: max_flows.map(number).transpose()?,
-        })
     }
 }
 
-/// Member, role, name, LAN's number and name, when removed, when the certificate was revoked.
-type HolderRow = (i64, String, String, i64, String, Option<i64>, Option<i64>);
-
-/// Quota, period, rate up, rate down, flows.
-type LimitsRow = (Option<i64>, String, Option<i64>, Option<i64>, Option<i64>);
+/// Member, role, name, LAN's number and name, when removed, when the certificate was revoked, whose account, since when.
+type HolderRow = (i64, String, String, i64, String, Option<i64>, Option<i64>, i64, i64);
 
 fn denied_by_damage(error: AccountsError) -> Denied {
     tracing::error!(%error, "a member can't be read");
@@ -281,3 +306,6 @@ fn day(unix_seconds: i64) -> Date {
 
 /// An operator's change takes effect on live sessions within a second; a look costs one statement without I/O.
 pub const CHANGES_NOTICED_WITHIN: Duration = Duration::from_millis(500);
+
+/// Members remembered for when the store does not answer, some 700 bytes each.
+const KNOWN_MAX: usize = 65_536;

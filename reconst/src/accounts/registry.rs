@@ -6,13 +6,14 @@ use shared::{
     community::{
         login::REMOVED_MAX,
         member::{CertificateMark, Identity, Name, Role},
+        quota::{AtLimit, Period, UnixSeconds},
     },
     ids::LanId,
 };
-use sqlx::{Sqlite, Transaction};
+use sqlx::{Any, Transaction};
 use time::{Date, OffsetDateTime};
 
-use super::{Accounts, AccountsError, Limits, MemberId, day, identity, number, parsed};
+use super::{Accounts, AccountsError, Limits, MemberId, day, identity, number, parsed, usage::stored};
 
 /// A LAN that is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,10 +33,21 @@ pub struct Listed {
     pub identity: Identity,
     /// The LAN's name.
     pub lan_name: Name,
-    /// The day it was added, UTC.
-    pub since: Date,
+    /// Whose limits and usage are its own.
+    pub account: MemberId,
+    /// When it was added.
+    pub added_at: UnixSeconds,
+    /// When that account's holder was: where periods of days are counted from.
+    pub since: UnixSeconds,
     /// What it may spend.
     pub limits: Limits,
+}
+
+impl Listed {
+    /// The day it was added, UTC.
+    pub fn added_on(&self) -> Date {
+        day(self.added_at.0)
+    }
 }
 
 /// A certificate that was issued to a member.
@@ -146,12 +158,16 @@ impl Accounts {
     /// # Errors
     /// If there is none of that name.
     pub async fn remove_lan(&self, name: &Name) -> Result<(), AccountsError> {
+        let mut transaction = self.write().await?;
         let done = sqlx::query("UPDATE lans SET removed_at = $1 WHERE name = $2 AND removed_at IS NULL")
             .bind(now())
             .bind(name.as_str())
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
-        if done.rows_affected() == 0 { Err(AccountsError::NoLan(name.clone())) } else { Ok(()) }
+        if done.rows_affected() == 0 {
+            return Err(AccountsError::NoLan(name.clone()));
+        }
+        Ok(transaction.commit().await?)
     }
 
     /// Adds a member to the LAN `lan_name`, with its first certificate.
@@ -172,18 +188,19 @@ impl Accounts {
             .fetch_optional(&mut *transaction)
             .await?;
         let lan_key = lan_key.ok_or_else(|| AccountsError::NoLan(lan_name.clone()))?;
-        let inserted = sqlx::query("INSERT INTO members (lan_key, role, name, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
-            .bind(lan_key)
-            .bind(identity.role.to_string())
-            .bind(identity.name.as_str())
-            .bind(now())
-            .execute(&mut *transaction)
-            .await?;
-        if inserted.rows_affected() == 0 {
+        let inserted: Option<i64> = sqlx::query_scalar(
+            "INSERT INTO members (lan_key, role, name, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING member_id",
+        )
+        .bind(lan_key)
+        .bind(identity.role.to_string())
+        .bind(identity.name.as_str())
+        .bind(now())
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let Some(member) = inserted.map(MemberId) else {
             let (lan, role, name) = (lan_name.clone(), identity.role, identity.name.clone());
             return Err(AccountsError::MemberExists { lan, role, name });
-        }
-        let member = MemberId(inserted.last_insert_rowid());
+        };
         if identity.role == Role::User {
             insert_limits(&mut transaction, member, limits).await?;
         }
@@ -203,23 +220,27 @@ impl Accounts {
     /// # Errors
     /// If the store does not answer.
     pub async fn members(&self, role: Role) -> Result<Vec<Listed>, AccountsError> {
-        let rows: Vec<(i64, String, i64, String, i64)> = sqlx::query_as(
-            "SELECT m.member_id, m.name, l.lan_id, l.name, m.created_at FROM members m JOIN lans l ON l.lan_key = m.lan_key
+        let rows: Vec<ListedRow> = sqlx::query_as(
+            "SELECT m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
+             FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
              WHERE m.role = $1 AND m.removed_at IS NULL AND l.removed_at IS NULL ORDER BY l.lan_id, m.name",
         )
         .bind(role.to_string())
         .fetch_all(&self.pool)
         .await?;
-        let mut listed = Vec::with_capacity(rows.len());
-        for (id, name, lan_id, lan_name, created_at) in rows {
-            listed.push(Listed {
+        let limits = if role == Role::User { self.all_limits().await? } else { BTreeMap::new() };
+        let listed = |(name, lan_id, lan_name, added_at, account, since): ListedRow| {
+            let account = MemberId(account);
+            Ok(Listed {
                 identity: identity(&role.to_string(), &name, lan_id)?,
                 lan_name: parsed(&lan_name)?,
-                since: day(created_at),
-                limits: self.limits(MemberId(id)).await?,
-            });
-        }
-        Ok(listed)
+                account,
+                added_at: UnixSeconds(added_at),
+                since: UnixSeconds(since),
+                limits: limits.get(&account).cloned().unwrap_or_default(),
+            })
+        };
+        rows.into_iter().map(listed).collect()
     }
 
     /// Whether the LAN of that number has a relay of that name now.
@@ -267,6 +288,7 @@ impl Accounts {
     /// # Errors
     /// If there is none of that name and role in the LAN.
     pub async fn remove_member(&self, lan: &Name, role: Role, name: &Name) -> Result<(), AccountsError> {
+        let mut transaction = self.write().await?;
         let done = sqlx::query(
             "UPDATE members SET removed_at = $1 WHERE role = $2 AND name = $3 AND removed_at IS NULL
              AND lan_key = (SELECT lan_key FROM lans WHERE name = $4 AND removed_at IS NULL)",
@@ -275,33 +297,113 @@ impl Accounts {
         .bind(role.to_string())
         .bind(name.as_str())
         .bind(lan.as_str())
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?;
         if done.rows_affected() == 0 {
             return Err(AccountsError::NoMember { lan: lan.clone(), role, name: name.clone() });
         }
-        Ok(())
+        Ok(transaction.commit().await?)
     }
 
-    /// A transaction that holds the right to write from its start, so that it can't fail for another's in its middle.
-    pub(super) async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await
+    /// The user of that name in the LAN.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn user(&self, lan: &Name, name: &Name) -> Result<Listed, AccountsError> {
+        let row: Option<ListedRow> = sqlx::query_as(
+            "SELECT m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
+             FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
+             WHERE m.role = 'user' AND m.name = $1 AND l.name = $2 AND m.removed_at IS NULL AND l.removed_at IS NULL",
+        )
+        .bind(name.as_str())
+        .bind(lan.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
+        let none = || AccountsError::NoMember { lan: lan.clone(), role: Role::User, name: name.clone() };
+        let (name, lan_id, lan_name, added_at, account, since) = row.ok_or_else(none)?;
+        Ok(Listed {
+            identity: identity("user", &name, lan_id)?,
+            lan_name: parsed(&lan_name)?,
+            account: MemberId(account),
+            added_at: UnixSeconds(added_at),
+            since: UnixSeconds(since),
+            limits: self.limits(MemberId(account)).await?,
+        })
+    }
+
+    /// Sets what may be spent from an account; users who have sessions are held to it within a second.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn set_limits(&self, account: MemberId, limits: &Limits) -> Result<(), AccountsError> {
+        let mut transaction = self.write().await?;
+        sqlx::query("DELETE FROM limits WHERE member_id = $1").bind(account.0).execute(&mut *transaction).await?;
+        insert_limits(&mut transaction, account, limits).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Lets a user spend from the account of another (its LAN and name), who is the same person in another LAN; from its own again if that
+    /// is the user.
+    ///
+    /// # Errors
+    /// If there is no such user.
+    pub async fn share_account(&self, lan: &Name, user: &Name, with: (&Name, &Name)) -> Result<(), AccountsError> {
+        let mut transaction = self.write().await?;
+        let id = live_user(&mut transaction, lan, user).await?;
+        let other = live_user(&mut transaction, with.0, with.1).await?;
+        let account = if other.member == id.member { other.member } else { other.account };
+        // Who has shared with this user goes along, so that an account is never found by two steps.
+        sqlx::query("UPDATE members SET account_of = $1 WHERE member_id = $2 OR account_of = $2")
+            .bind(account)
+            .bind(id.member)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("UPDATE members SET account_of = NULL WHERE account_of = member_id").execute(&mut *transaction).await?;
+        Ok(transaction.commit().await?)
     }
 }
 
+struct LiveUser {
+    member: i64,
+    account: i64,
+}
+
+async fn live_user(transaction: &mut Transaction<'static, Any>, lan: &Name, name: &Name) -> Result<LiveUser, AccountsError> {
+    let row: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT m.member_id, coalesce(m.account_of, m.member_id) FROM members m JOIN lans l ON l.lan_key = m.lan_key
+         WHERE m.role = 'user' AND m.name = $1 AND l.name = $2 AND m.removed_at IS NULL AND l.removed_at IS NULL",
+    )
+    .bind(name.as_str())
+    .bind(lan.as_str())
+    .fetch_optional(&mut **transaction)
+    .await?;
+    let (member, account) = row.ok_or_else(|| AccountsError::NoMember { lan: lan.clone(), role: Role::User, name: name.clone() })?;
+    Ok(LiveUser { member, account })
+}
+
+/// Name, LAN's number and name, when added, whose account, since when.
+type ListedRow = (String, i64, String, i64, i64, i64);
+
 pub(super) async fn insert_limits(
-    transaction: &mut Transaction<'static, Sqlite>,
+    transaction: &mut Transaction<'static, Any>,
     member: MemberId,
     limits: &Limits,
 ) -> Result<(), sqlx::Error> {
-    let stored = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let (quota, period) = (limits.quota.as_ref(), limits.quota.as_ref().map_or_else(Period::default, |quota| quota.period.clone()));
+    let throttle = quota.and_then(|quota| match quota.at_limit {
+        AtLimit::Refuse => None,
+        AtLimit::Throttle(rate) => Some(stored(rate.bits_per_second)),
+    });
     sqlx::query(
-        "INSERT INTO limits (member_id, quota_bytes, period, rate_up_bits_per_second, rate_down_bits_per_second, max_flows)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO limits (member_id, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
+         rate_down_bits_per_second, max_flows) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(member.0)
-    .bind(limits.quota.map(|size| stored(size.bytes)))
-    .bind(limits.period.to_string())
+    .bind(quota.map(|quota| stored(quota.size.bytes)))
+    .bind(period.length.to_string())
+    .bind(period.zone.to_string())
+    .bind(quota.map(|quota| quota.counts).unwrap_or_default().to_string())
+    .bind(throttle)
     .bind(limits.rate_up.map(|rate| stored(rate.bits_per_second)))
     .bind(limits.rate_down.map(|rate| stored(rate.bits_per_second)))
     .bind(limits.max_flows.map(i64::from))
@@ -310,7 +412,7 @@ pub(super) async fn insert_limits(
     Ok(())
 }
 
-async fn live_lans(transaction: &mut Transaction<'static, Sqlite>) -> Result<Vec<Lan>, AccountsError> {
+async fn live_lans(transaction: &mut Transaction<'static, Any>) -> Result<Vec<Lan>, AccountsError> {
     let rows: Vec<LanRow> = sqlx::query_as(LIVE_LANS).fetch_all(&mut **transaction).await?;
     rows.into_iter().map(lan).collect()
 }

@@ -1,31 +1,58 @@
-//! Opening the store, and its schema.
+//! Opening the store, and its schema: written once, for SQLite and PostgreSQL.
 
-use std::{path::Path, time::Duration};
+use std::{
+    os::unix::ffi::OsStrExt,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use sqlx::{
-    SqlSafeStr,
+    Any, AssertSqlSafe, Executor, SqlSafeStr, Transaction,
+    any::{AnyConnectOptions, AnyPoolOptions},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::watch;
 
-use super::{Accounts, AccountsError};
+use super::{Accounts, AccountsError, Database};
+
+/// Which of the two stores it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Backend {
+    Sqlite,
+    Postgres,
+}
 
 impl Accounts {
-    /// Opens the store in an existing file, bringing its schema up to date.
+    /// Opens the store, an existing file or a database of PostgreSQL, bringing its schema up to date.
     ///
     /// # Errors
-    /// If it can't be opened, or was written by a later version.
-    pub async fn open(database: &Path) -> Result<Self, AccountsError> {
-        let options = SqliteConnectOptions::new()
-            .filename(database)
-            .foreign_keys(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_TIMEOUT).connect_with(options).await?;
-        match migrations().run(&pool).await {
-            Ok(()) => Ok(Self { pool, changes: watch::Sender::new(0) }),
+    /// If it can't be opened or reached, or was written by a later version.
+    pub async fn open(database: &Database) -> Result<Self, AccountsError> {
+        static DRIVERS: Once = Once::new();
+        DRIVERS.call_once(sqlx::any::install_default_drivers);
+        let (backend, url) = match database {
+            Database::File(path) => {
+                let path = std::path::absolute(path).map_err(sqlx::Error::Io)?;
+                (Backend::Sqlite, format!("sqlite://{}", percent_encoded(path.as_os_str().as_bytes())))
+            }
+            Database::Postgres(url) => (Backend::Postgres, url.clone()),
+        };
+        let options: AnyConnectOptions = url.parse()?;
+        let pool = AnyPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if backend == Backend::Sqlite {
+                        connection.execute(SQLITE_SETTINGS).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .connect_with(options)
+            .await?;
+        match migrations(backend).run(&pool).await {
+            Ok(()) => Ok(Self { pool, backend, changes: Arc::new(watch::Sender::new(0)), known: Arc::default() }),
             Err(MigrateError::Execute(error)) => Err(AccountsError::Database(error)),
             Err(error) => Err(AccountsError::Damaged(error.to_string())),
         }
@@ -35,22 +62,65 @@ impl Accounts {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+
+    /// A transaction in which an operator, or a member who enrols, changes something: running servers look again once it is committed. It holds
+    /// the right to write from its start, so that it can't fail for another's in its middle.
+    pub(super) async fn write(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
+        let mut transaction = self.write_unnoticed().await?;
+        sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *transaction).await?;
+        Ok(transaction)
+    }
+
+    /// As [`Accounts::write`], for what nobody has to look at again.
+    pub(super) async fn write_unnoticed(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
+        match self.backend {
+            Backend::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            Backend::Postgres => self.pool.begin().await,
+        }
+    }
 }
 
-fn migrations() -> Migrator {
-    let members = include_str!("../../migrations/0001_members.sql").into_sql_str();
-    let invites = include_str!("../../migrations/0002_invites.sql").into_sql_str();
-    Migrator::with_migrations(vec![
-        Migration::new(1, "members".into(), MigrationType::Simple, members, false),
-        Migration::new(2, "invites".into(), MigrationType::Simple, invites, false),
-    ])
+fn migrations(backend: Backend) -> Migrator {
+    let all = [
+        (1, "members", include_str!("../../migrations/0001_members.sql")),
+        (2, "invites", include_str!("../../migrations/0002_invites.sql")),
+        (3, "quotas", include_str!("../../migrations/0003_quotas.sql")),
+    ];
+    let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
+        let sql = match backend {
+            Backend::Sqlite => sql.into_sql_str(),
+            Backend::Postgres => AssertSqlSafe(in_postgres(sql)).into_sql_str(),
+        };
+        Migration::new(version, name.into(), MigrationType::Simple, sql, false)
+    };
+    Migrator::with_migrations(all.map(migration).into())
 }
+
+/// The types of SQLite's dialect, in which the schema is written, as PostgreSQL calls them.
+fn in_postgres(sql: &str) -> String {
+    let keys = ["lan_key", "member_id", "certificate_id"];
+    let sql = keys.iter().fold(sql.to_owned(), |sql, key| {
+        let (key, identity) =
+            (format!(" {key} INTEGER PRIMARY KEY,"), format!(" {key} BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,"));
+        sql.replace(&key, &identity)
+    });
+    sql.replace(" INTEGER", " BIGINT").replace(" BLOB", " BYTEA")
+}
+
+fn percent_encoded(path: &[u8]) -> String {
+    let encoded = |byte: &u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => char::from(*byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    path.iter().map(encoded).collect()
+}
+
+/// What others read meanwhile does not wait for writers, and what was committed survives a power cut. A command waits 5 s for another's
+/// transaction.
+const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
 
 /// Lookups while sessions come up in crowds; one more is held to notice changes.
 const CONNECTIONS_MAX: u32 = 4;
-
-/// A command waits this long for another's transaction.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A session is refused rather than kept waiting for longer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,7 +1,8 @@
 //! A UDP flow's way out: its parcels as datagrams from one dedicated port, and answers back.
 //!
 //! Each target is resolved and checked once a flow, by the rules for TCP; who may answer is [`UdpPort`]'s to say. A flow whose port is
-//! not used either way for [`IDLE_TIME`] is over.
+//! not used either way for [`IDLE_TIME`] is over. Where the user's rate makes a datagram wait, the next ones wait in the core or in the
+//! socket, which drop what is too many, as a line would.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
@@ -13,7 +14,7 @@ use shared::{
 use tokio::{io::AsyncReadExt, task::JoinSet, time::Instant};
 
 use super::Egress;
-use crate::dedicated::DedicatedPort;
+use crate::{dedicated::DedicatedPort, quota::meter::ParcelMeter};
 
 /// How long a dedicated port is kept without use: the patent's 5 minutes, which RFC 4787 (REQ-5) recommends as well.
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(300);
@@ -31,6 +32,8 @@ pub(crate) enum Ended {
     ByProxy,
     /// Nobody used it.
     Idle,
+    /// The user's quota is used up.
+    UsedUp,
 }
 
 /// Where a target's datagrams go.
@@ -53,7 +56,7 @@ struct UdpFlow<'a> {
     waiting_bytes: usize,
 }
 
-/// Carries the parcels of a flow until its `stream` ends or it is idle.
+/// Carries the parcels of a flow until its `stream` ends, it is idle, or one of its `meters`, up and down, lets nothing more pass.
 ///
 /// # Errors
 /// If the port is of no use any more.
@@ -63,24 +66,33 @@ pub(crate) async fn carry(
     parcels: ParcelPort,
     port: UdpPort,
     usage: &DedicatedPort,
+    meters: (ParcelMeter, ParcelMeter),
     idle_time: Duration,
 ) -> std::io::Result<Ended> {
     let mut flow = UdpFlow { egress, port, parcels, usage, routes: HashMap::new(), lookups: JoinSet::new(), waiting_bytes: 0 };
+    let (mut up, mut down) = meters;
+    let mut waiting_up = None;
+    let mut waiting_down = None;
     let mut idle_from = Instant::now();
     let mut ignored = [0; 64];
     loop {
         tokio::select! {
-            parcel = flow.parcels.receive() => {
+            parcel = flow.parcels.receive(), if waiting_up.is_none() => {
                 let Ok((target, payload)) = parcel else { return Ok(Ended::ByProxy) };
-                flow.forward(target, payload).await;
-            }
-            arrived = flow.port.receive() => {
-                let (from, payload) = arrived?;
-                flow.usage.on_down(payload.len());
-                if flow.parcels.send(&from.into(), &payload).is_err() {
-                    return Ok(Ended::ByProxy);
+                if up.take(payload.len()).is_err() {
+                    return Ok(Ended::UsedUp);
                 }
+                waiting_up = Some((target, payload));
             }
+            arrived = flow.port.receive(), if waiting_down.is_none() => {
+                let (from, payload) = arrived?;
+                if down.take(payload.len()).is_err() {
+                    return Ok(Ended::UsedUp);
+                }
+                waiting_down = Some((from, payload));
+            }
+            () = up.turn(), if waiting_up.is_some() => {}
+            () = down.turn(), if waiting_down.is_some() => {}
             Some(Ok((target, address))) = flow.lookups.join_next() => {
                 flow.settle(target, address).await;
                 continue;
@@ -90,6 +102,19 @@ pub(crate) async fn carry(
                 Ok(0) | Err(_) => return Ok(Ended::ByProxy),
             },
             () = tokio::time::sleep_until(idle_from + idle_time) => return Ok(Ended::Idle),
+        }
+        if up.is_due()
+            && let Some((target, payload)) = waiting_up.take()
+        {
+            flow.forward(target, payload).await;
+        }
+        if down.is_due()
+            && let Some((from, payload)) = waiting_down.take()
+        {
+            flow.usage.on_down(payload.len());
+            if flow.parcels.send(&from.into(), &payload).is_err() {
+                return Ok(Ended::ByProxy);
+            }
         }
         idle_from = Instant::now();
     }

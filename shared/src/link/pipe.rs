@@ -33,12 +33,61 @@ pub async fn pipe<S>(socket: TcpStream, stream: S) -> io::Result<Carried>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    metered_pipe(socket, stream, Unmetered, Unmetered).await
+}
+
+/// Like [`pipe`], but bytes move only as a meter of their direction lets them.
+///
+/// # Errors
+/// The error that aborted it, a meter's among them.
+pub async fn metered_pipe<S, M>(socket: TcpStream, stream: S, up: M, down: M) -> io::Result<Carried>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    M: Meter,
+{
     let mut socket = ResetUnlessComplete { socket, is_complete: false };
     let (mut stream_read, mut stream_write) = tokio::io::split(stream);
     let (mut socket_read, mut socket_write) = socket.socket.split();
-    let (up, down) = tokio::try_join!(Carry::new(&mut socket_read, &mut stream_write), Carry::new(&mut stream_read, &mut socket_write))?;
+    // The meters of both last as long as either, so that they tell an end from an abort.
+    let ((up, _up_meter), (down, _down_meter)) =
+        tokio::try_join!(Carry::new(&mut socket_read, &mut stream_write, up), Carry::new(&mut stream_read, &mut socket_write, down))?;
     socket.is_complete = true;
     Ok(Carried { up, down })
+}
+
+/// Says how many bytes may move in one direction, and when.
+pub trait Meter: Unpin {
+    /// Leave to move from 1 up to `wanted` bytes, in one piece or in several; it stands until they have moved. Pending until then.
+    ///
+    /// # Errors
+    /// If no more may move: the flow is aborted.
+    fn poll_grant(&mut self, context: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>>;
+
+    /// So many of the granted bytes have moved.
+    fn on_moved(&mut self, bytes: usize);
+
+    /// All bytes have moved that there are.
+    fn on_end(&mut self);
+
+    /// How many bytes it makes sense to have ready: what is read has to be kept until it may move.
+    fn piece_bytes(&self) -> usize;
+}
+
+/// Lets everything pass.
+struct Unmetered;
+
+impl Meter for Unmetered {
+    fn poll_grant(&mut self, _context: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(wanted))
+    }
+
+    fn on_moved(&mut self, _bytes: usize) {}
+
+    fn on_end(&mut self) {}
+
+    fn piece_bytes(&self) -> usize {
+        SCRATCH_BYTES
+    }
 }
 
 /// Closing a socket in the middle of a flow must not look like the flow's end.
@@ -59,9 +108,11 @@ impl Drop for ResetUnlessComplete {
 ///
 /// What has been read is written at once; only what the other end has no room for is kept. A flow that waits holds no buffer: all of a
 /// thread's flows read into the same one.
-struct Carry<'a, R, W> {
+struct Carry<'a, R, W, M> {
     from: &'a mut R,
     to: &'a mut W,
+    /// Given back at the end.
+    meter: Option<M>,
     /// Read and not yet written, from `written` on.
     leftover: Vec<u8>,
     written: usize,
@@ -69,15 +120,23 @@ struct Carry<'a, R, W> {
     has_ended: bool,
 }
 
-impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Carry<'a, R, W> {
-    fn new(from: &'a mut R, to: &'a mut W) -> Self {
-        Self { from, to, leftover: Vec::new(), written: 0, carried: 0, has_ended: false }
+impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Meter> Carry<'a, R, W, M> {
+    fn new(from: &'a mut R, to: &'a mut W, meter: M) -> Self {
+        Self { from, to, meter: Some(meter), leftover: Vec::new(), written: 0, carried: 0, has_ended: false }
+    }
+
+    fn meter(&mut self) -> &mut M {
+        self.meter.as_mut().expect("a future that is over is not polled")
     }
 
     fn poll_leftover(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.leftover.len() {
-            let written = ready!(Pin::new(&mut *self.to).poll_write(context, &self.leftover[self.written..]))?;
-            self.written += not_none(written)?;
+            let wanted = self.leftover.len() - self.written;
+            let granted = ready!(self.meter().poll_grant(context, wanted))?;
+            let bytes = &self.leftover[self.written..self.written + granted];
+            let written = not_none(ready!(Pin::new(&mut *self.to).poll_write(context, bytes))?)?;
+            self.meter().on_moved(written);
+            self.written += written;
         }
         self.leftover = Vec::new();
         self.written = 0;
@@ -91,8 +150,13 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Carry<'a, R, W> {
         let bytes = buffer.filled();
         let mut written = 0;
         while written < bytes.len() {
-            match Pin::new(&mut *self.to).poll_write(context, &bytes[written..]) {
-                Poll::Ready(result) => written += not_none(result?)?,
+            let Poll::Ready(granted) = self.meter().poll_grant(context, bytes.len() - written) else { break };
+            match Pin::new(&mut *self.to).poll_write(context, &bytes[written..written + granted?]) {
+                Poll::Ready(result) => {
+                    let moved = not_none(result?)?;
+                    self.meter().on_moved(moved);
+                    written += moved;
+                }
                 Poll::Pending => break,
             }
         }
@@ -101,19 +165,21 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Carry<'a, R, W> {
     }
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Future for Carry<'_, R, W> {
-    type Output = io::Result<u64>;
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Meter> Future for Carry<'_, R, W, M> {
+    type Output = io::Result<(u64, Option<M>)>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             ready!(self.poll_leftover(context))?;
             if self.has_ended {
                 ready!(Pin::new(&mut *self.to).poll_shutdown(context))?;
-                return Poll::Ready(Ok(self.carried));
+                self.meter().on_end();
+                return Poll::Ready(Ok((self.carried, self.meter.take())));
             }
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 scratch.resize(SCRATCH_BYTES, 0);
-                self.poll_once(context, scratch)
+                let piece_bytes = self.meter().piece_bytes().clamp(1, SCRATCH_BYTES);
+                self.poll_once(context, &mut scratch[..piece_bytes])
             });
             let len = ready!(read)?;
             self.has_ended = len == 0;

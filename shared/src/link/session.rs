@@ -240,6 +240,11 @@ impl SessionHandle {
         self.lock().core.open_flows()
     }
 
+    /// Bytes written to a flow that the other end has not acknowledged, or never will since the flow was aborted.
+    pub(super) fn undelivered(&self, id: FlowId) -> u64 {
+        self.lock().core.undelivered(id)
+    }
+
     /// Changes the core, then drains it.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let now = Instant::now();

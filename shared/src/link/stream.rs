@@ -39,6 +39,26 @@ impl FlowStream {
     pub fn id(&self) -> FlowId {
         self.id
     }
+
+    /// A look at what becomes of what is written, for whoever accounts for it. Keeps the session's state, not the flow.
+    pub fn watch(&self) -> FlowWatch {
+        FlowWatch { session: self.session.clone(), id: self.id }
+    }
+}
+
+/// A look at a flow from beside its stream.
+#[derive(Clone)]
+pub struct FlowWatch {
+    session: SessionHandle,
+    id: FlowId,
+}
+
+impl FlowWatch {
+    /// Bytes written that the other end has not acknowledged, or never will since the flow was aborted. None once the flow is over and its
+    /// stream dropped.
+    pub fn undelivered(&self) -> u64 {
+        self.session.undelivered(self.id)
+    }
 }
 
 impl AsyncRead for FlowStream {

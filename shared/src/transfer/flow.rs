@@ -25,6 +25,8 @@ pub(super) struct Flow {
     /// Credit that the other end has not been told of.
     pub(super) owes_credit: bool,
     pub(super) aborted: Option<AbortCode>,
+    /// Bytes written that the other end had not acknowledged when the flow was aborted.
+    lost_bytes: u64,
     /// The application has let go of the flow.
     pub(super) is_released: bool,
 }
@@ -50,6 +52,7 @@ impl Flow {
             writer_waits: false,
             owes_credit: false,
             aborted: None,
+            lost_bytes: 0,
             is_released: false,
         }
     }
@@ -76,8 +79,14 @@ impl Flow {
         self.aborted.is_some() || (self.send.is_delivered() && self.receive.is_consumed())
     }
 
+    /// Bytes written that the other end has not acknowledged, or never will.
+    pub(super) fn undelivered(&self) -> u64 {
+        self.send.retained() + self.lost_bytes
+    }
+
     pub(super) fn abort(&mut self, code: AbortCode) {
         self.aborted = Some(code);
+        self.lost_bytes += self.send.retained();
         self.send.clear();
         self.receive.clear();
         self.owes_credit = false;

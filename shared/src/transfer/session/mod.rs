@@ -495,6 +495,11 @@ impl Session {
         self.flows.len() - 1
     }
 
+    /// Bytes written to a flow that the other end has not acknowledged, or never will since the flow was aborted.
+    pub fn undelivered(&self, id: FlowId) -> u64 {
+        self.flows.get(&id).map_or(0, Flow::undelivered)
+    }
+
     /// Whether any path is in service.
     pub fn has_active_path(&self) -> bool {
         self.paths.values().any(Path::is_active)

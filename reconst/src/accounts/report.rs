@@ -1,0 +1,116 @@
+//! What an operator is shown of a user.
+
+use serde::Serialize;
+use shared::community::quota::{AtLimit, Period, UnixSeconds, Used};
+
+use super::{Accounts, AccountsError, registry::Listed};
+use shared::community::member::{Name, Role};
+
+/// A user, what it may spend and what it has. Times are in seconds since 1970, UTC; what has no limit is left out.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct UserReport {
+    /// The user's name.
+    pub name: String,
+    /// The LAN's name.
+    pub lan: String,
+    /// The LAN's number.
+    pub lan_id: u16,
+    /// When the user was added.
+    pub added_at: i64,
+    /// Bytes that may be moved in a period.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
+    /// Which of them: `up`, `down` or `both`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota_counts: Option<String>,
+    /// How long the period is: `month`, `month/15`, `7d`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<String>,
+    /// Whose midnight it begins at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
+    /// The rate beyond the quota; without one, flows are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle_bits_per_second: Option<u64>,
+    /// The rate towards content servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_up_bits_per_second: Option<u64>,
+    /// The rate from content servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_down_bits_per_second: Option<u64>,
+    /// Flows at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_flows: Option<u32>,
+    /// Bytes of payload sent in the period that is counted now, as last kept: at most a second ago.
+    pub up_bytes: u64,
+    /// Bytes of payload received in it.
+    pub down_bytes: u64,
+    /// Those of them that the quota counts, in per cent of it, rounded down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used_percent: Option<u64>,
+    /// When the period began.
+    pub period_began_at: i64,
+    /// When the count begins anew.
+    pub resets_at: i64,
+    /// The same, for people, in the period's time zone.
+    pub resets: String,
+}
+
+impl UserReport {
+    fn new(user: &Listed, time: UnixSeconds, used: impl FnOnce(UnixSeconds) -> Used) -> Self {
+        let limits = &user.limits;
+        let quota = limits.quota.as_ref();
+        let period = quota.map_or_else(Period::default, |quota| quota.period.clone());
+        let span = period.span(time, user.since);
+        let used = used(span.start);
+        let throttle = quota.and_then(|quota| match quota.at_limit {
+            AtLimit::Refuse => None,
+            AtLimit::Throttle(rate) => Some(rate.bits_per_second),
+        });
+        Self {
+            name: user.identity.name.to_string(),
+            lan: user.lan_name.to_string(),
+            lan_id: user.identity.lan.0,
+            added_at: user.added_at.0,
+            quota_bytes: quota.map(|quota| quota.size.bytes),
+            quota_counts: quota.map(|quota| quota.counts.to_string()),
+            period: quota.map(|_| period.length.to_string()),
+            time_zone: quota.map(|_| period.zone.to_string()),
+            throttle_bits_per_second: throttle,
+            rate_up_bits_per_second: limits.rate_up.map(|rate| rate.bits_per_second),
+            rate_down_bits_per_second: limits.rate_down.map(|rate| rate.bits_per_second),
+            max_flows: limits.max_flows,
+            up_bytes: used.up,
+            down_bytes: used.down,
+            used_percent: quota.map(|quota| quota.percent(used)),
+            period_began_at: span.start.0,
+            resets_at: span.end.0,
+            resets: period.zone.text(span.end),
+        }
+    }
+}
+
+impl Accounts {
+    /// The users with what they have used by `time`, by LAN and name.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn user_reports(&self, time: UnixSeconds) -> Result<Vec<UserReport>, AccountsError> {
+        let (users, used) = (self.members(Role::User).await?, self.latest_used().await?);
+        let report = |user: &Listed| {
+            let latest = used.get(&user.account);
+            UserReport::new(user, time, |start| latest.filter(|(began, _)| *began == start).map(|(_, used)| *used).unwrap_or_default())
+        };
+        Ok(users.iter().map(report).collect())
+    }
+
+    /// The user of that name in the LAN, with what it has used by `time`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn user_report(&self, lan: &Name, name: &Name, time: UnixSeconds) -> Result<UserReport, AccountsError> {
+        let user = self.user(lan, name).await?;
+        let used = self.used(user.account).await?;
+        Ok(UserReport::new(&user, time, |start| used.get(&start).copied().unwrap_or_default()))
+    }
+}

@@ -1,0 +1,107 @@
+//! What users may spend and have: what the [quota's keeper](crate::quota) reads and writes.
+
+use std::collections::BTreeMap;
+
+use shared::community::quota::{AtLimit, Limits, Quota, UnixSeconds, Used};
+use shared::{
+    community::quota::Period,
+    units::{Rate, Size},
+};
+use sqlx::AssertSqlSafe;
+
+use super::{Accounts, AccountsError, MemberId, number, parsed};
+
+/// A user's count in the period that began then.
+pub type Count = (MemberId, UnixSeconds, Used);
+
+impl Accounts {
+    /// What a user has used in the latest periods.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn used(&self, user: MemberId) -> Result<BTreeMap<UnixSeconds, Used>, AccountsError> {
+        let sql = "SELECT period_start, up_bytes, down_bytes FROM usage WHERE member_id = $1 ORDER BY period_start DESC LIMIT 4";
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(sql).bind(user.0).fetch_all(&self.pool).await?;
+        rows.into_iter().map(|(start, up, down)| Ok((UnixSeconds(start), Used { up: number(up)?, down: number(down)? }))).collect()
+    }
+
+    /// What each user has used in the latest period of its that was counted.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn latest_used(&self) -> Result<BTreeMap<MemberId, (UnixSeconds, Used)>, AccountsError> {
+        let sql = "SELECT u.member_id, u.period_start, u.up_bytes, u.down_bytes FROM usage u
+                   JOIN (SELECT member_id, max(period_start) AS period_start FROM usage GROUP BY member_id) latest
+                   ON latest.member_id = u.member_id AND latest.period_start = u.period_start";
+        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(sql).fetch_all(&self.pool).await?;
+        let used = |(user, start, up, down)| Ok((MemberId(user), (UnixSeconds(start), Used { up: number(up)?, down: number(down)? })));
+        rows.into_iter().map(used).collect()
+    }
+
+    /// Keeps the counts of many users, all of them or none.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn keep_used(&self, counts: &[Count]) -> Result<(), AccountsError> {
+        let mut transaction = self.write_unnoticed().await?;
+        for some in counts.chunks(ROWS_PER_STATEMENT) {
+            let rows = (0..some.len()).map(|row| row * 4).map(|n| format!("(${}, ${}, ${}, ${})", n + 1, n + 2, n + 3, n + 4));
+            let sql = format!(
+                "INSERT INTO usage (member_id, period_start, up_bytes, down_bytes) VALUES {}
+                 ON CONFLICT (member_id, period_start) DO UPDATE SET up_bytes = excluded.up_bytes, down_bytes = excluded.down_bytes",
+                rows.collect::<Vec<_>>().join(", ")
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for (user, start, used) in some {
+                query = query.bind(user.0).bind(start.0).bind(stored(used.up)).bind(stored(used.down));
+            }
+            query.execute(&mut *transaction).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// What each user may spend.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn all_limits(&self) -> Result<BTreeMap<MemberId, Limits>, AccountsError> {
+        type Row = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+        let sql = "SELECT member_id, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
+                   rate_down_bits_per_second, max_flows FROM limits";
+        let rows: Vec<Row> = sqlx::query_as(sql).fetch_all(&self.pool).await?;
+        let limits = |(user, a, b, c, d, e, f, g, h): Row| Ok((MemberId(user), limits((a, b, c, d, e, f, g, h))?));
+        rows.into_iter().map(limits).collect()
+    }
+
+    pub(super) async fn limits(&self, user: MemberId) -> Result<Limits, AccountsError> {
+        let sql = "SELECT quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
+                   rate_down_bits_per_second, max_flows FROM limits WHERE member_id = $1";
+        let row: Option<LimitsRow> = sqlx::query_as(sql).bind(user.0).fetch_optional(&self.pool).await?;
+        row.map_or(Ok(Limits::default()), limits)
+    }
+}
+
+/// Quota, period, zone, what it counts, rate beyond it, rate up, rate down, flows.
+type LimitsRow = (Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+
+fn limits((quota, length, zone, counts, throttle, rate_up, rate_down, max_flows): LimitsRow) -> Result<Limits, AccountsError> {
+    let rate = |bits: Option<i64>| bits.map(number).transpose().map(|bits| bits.map(|bits_per_second| Rate { bits_per_second }));
+    let quota = match quota {
+        Some(bytes) => Some(Quota {
+            size: Size { bytes: number(bytes)? },
+            counts: parsed(&counts)?,
+            period: Period { length: parsed(&length)?, zone: parsed(&zone)? },
+            at_limit: rate(throttle)?.map_or(AtLimit::Refuse, AtLimit::Throttle),
+        }),
+        None => None,
+    };
+    Ok(Limits { quota, rate_up: rate(rate_up)?, rate_down: rate(rate_down)?, max_flows: max_flows.map(number).transpose()? })
+}
+
+/// What does not fit a column is more than anyone moves.
+pub(super) fn stored(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Four numbers each; SQLite takes 32,766 a statement, and preparing one costs more the longer it is.
+const ROWS_PER_STATEMENT: usize = 100;

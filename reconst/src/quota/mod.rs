@@ -1,0 +1,370 @@
+//! The quota's keeper: one account for each user who has sessions, for all of them together.
+//!
+//! Enters: members whose sessions begin, bytes that their flows move ([`meter`]), the operator's changes. Leaves: refusals, and the counts, kept
+//! in the accounts every [`KEPT_EVERY`] in one transaction. Always holds: bytes are counted before they move. While the store does not answer,
+//! quotas go on from what is known.
+
+pub mod meter;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde::Serialize;
+use shared::{
+    community::{
+        member::Identity,
+        quota::{Account, Limits, Refused, UnixSeconds, WallClock},
+    },
+    target::{Refusal, RefusalKind},
+};
+
+use crate::accounts::{Accounts, AccountsError, Count, Member, MemberId};
+
+/// The accounts of the users who are here; clones share them.
+#[derive(Clone)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    accounts: Accounts,
+    users: Mutex<HashMap<MemberId, Arc<UserAccount>>>,
+    /// Held while an account is read or let go, so that it is never counted twice.
+    loading: tokio::sync::Mutex<()>,
+    clock: Mutex<WallClock>,
+    time: Arc<AtomicI64>,
+    /// Since when the store has not taken the counts.
+    behind_since: Mutex<Option<Instant>>,
+}
+
+/// A user's account and who it is.
+pub struct UserAccount {
+    identity: Identity,
+    account: Mutex<Account>,
+    time: Arc<AtomicI64>,
+}
+
+/// A flow that is counted among its user's, until dropped.
+pub struct OpenFlow {
+    user: Arc<UserAccount>,
+}
+
+/// A user's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct AccountReport {
+    /// The user.
+    pub user: String,
+    /// Flows open now.
+    pub flows: u32,
+    /// Bytes that the user's applications sent in this period.
+    pub up_bytes: u64,
+    /// Bytes that they got.
+    pub down_bytes: u64,
+    /// Bytes that the user may move, if there is a limit.
+    pub quota_bytes: Option<u64>,
+    /// Flows that the user may have open, if there is a limit.
+    pub max_flows: Option<u32>,
+    /// When the count begins anew, seconds since 1970.
+    pub resets_at: i64,
+}
+
+impl Keeper {
+    /// A keeper without accounts; [`Keeper::run`] has to run.
+    pub fn new(accounts: Accounts) -> Self {
+        let mut clock = WallClock::new(Instant::now(), system_time());
+        let time = Arc::new(AtomicI64::new(clock.read(Instant::now(), system_time()).0));
+        let shared = Shared {
+            accounts,
+            users: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+            clock: Mutex::new(clock),
+            time,
+            behind_since: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The account from which `member` spends.
+    ///
+    /// # Errors
+    /// If it is not known yet and the store does not answer.
+    pub async fn account(&self, member: &Member) -> Result<Arc<UserAccount>, AccountsError> {
+        let shared = &self.shared;
+        let known = || shared.lock().get(&member.account).cloned();
+        if let Some(user) = known() {
+            return Ok(user);
+        }
+        let _loading = shared.loading.lock().await;
+        if let Some(user) = known() {
+            return Ok(user);
+        }
+        let used = shared.accounts.used(member.account).await?;
+        let account = Account::new(Instant::now(), shared.time(), member.limits.clone(), member.since, used);
+        let user = Arc::new(UserAccount { identity: member.identity.clone(), account: Mutex::new(account), time: shared.time.clone() });
+        shared.lock().insert(member.account, user.clone());
+        Ok(user)
+    }
+
+    /// Keeps the counts and follows the operator's changes, for ever.
+    pub async fn run(self) {
+        let mut changes = self.shared.accounts.changes();
+        let mut ticks = tokio::time::interval(KEPT_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.tick().await,
+                changed = changes.changed() => match changed {
+                    Ok(()) => self.follow_limits().await,
+                    Err(_) => std::future::pending().await,
+                },
+            }
+        }
+    }
+
+    /// Keeps the counts that have changed and lets go of the accounts of users who have left.
+    pub async fn keep(&self) {
+        let shared = &self.shared;
+        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
+        let mut counts: Vec<Count> = Vec::new();
+        for (id, user) in &users {
+            counts.extend(user.lock().poll_changes().into_iter().map(|(period, used)| (*id, period, used)));
+        }
+        if !counts.is_empty() {
+            let kept = shared.accounts.keep_used(&counts).await;
+            if kept.is_err() {
+                let user_by_id: HashMap<_, _> = users.iter().map(|(id, user)| (*id, user)).collect();
+                counts.iter().for_each(|(id, period, _)| user_by_id[id].lock().on_not_kept([*period]));
+            }
+            self.note_whether_kept(kept);
+        }
+        drop(users);
+        let _loading = shared.loading.lock().await;
+        shared.lock().retain(|_, user| Arc::strong_count(user) > 1 || user.lock().has_changes());
+    }
+
+    /// For how long the counts could not be kept, if they can't.
+    pub fn behind(&self) -> Option<Duration> {
+        self.shared.behind_since.lock().expect("nothing panics under the lock").map(|since| since.elapsed())
+    }
+
+    /// The figures of each user who is here.
+    pub fn report(&self) -> Vec<AccountReport> {
+        let users: Vec<_> = self.shared.lock().values().cloned().collect();
+        let mut reports: Vec<_> = users.iter().map(|user| user.report()).collect();
+        reports.sort_by(|a, b| a.user.cmp(&b.user));
+        reports
+    }
+
+    async fn tick(&self) {
+        let shared = &self.shared;
+        let time = shared.clock.lock().expect("nothing panics under the lock").read(Instant::now(), system_time());
+        shared.time.store(time.0, Ordering::Relaxed);
+        let users: Vec<_> = shared.lock().values().cloned().collect();
+        for user in users {
+            if user.lock().poll_warning() {
+                tracing::warn!(user = %user.identity, "80 % of the quota are used");
+            }
+        }
+        self.keep().await;
+    }
+
+    async fn follow_limits(&self) {
+        let shared = &self.shared;
+        let limits_by_user = match shared.accounts.all_limits().await {
+            Ok(limits) => limits,
+            Err(error) => {
+                tracing::warn!(%error, "limits can't be read: going on with those that are known");
+                return;
+            }
+        };
+        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
+        for (id, user) in users {
+            let limits = limits_by_user.get(&id).cloned().unwrap_or_default();
+            user.set_limits(limits);
+        }
+    }
+
+    fn note_whether_kept(&self, kept: Result<(), AccountsError>) {
+        let mut behind_since = self.shared.behind_since.lock().expect("nothing panics under the lock");
+        match kept {
+            Ok(()) if behind_since.take().is_some() => tracing::info!("the member database answers again: all counts are kept"),
+            Ok(()) => {}
+            Err(error) if behind_since.is_none() => {
+                tracing::error!(%error, "counts can't be kept: quotas go on from what is known, and what a crash loses grows");
+                *behind_since = Some(Instant::now());
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<MemberId, Arc<UserAccount>>> {
+        self.users.lock().expect("nothing panics under the lock")
+    }
+
+    fn time(&self) -> UnixSeconds {
+        UnixSeconds(self.time.load(Ordering::Relaxed))
+    }
+}
+
+impl UserAccount {
+    /// Counts a flow in, until it is dropped.
+    ///
+    /// # Errors
+    /// The refusal that the application gets, if the quota is used up or too many flows are open.
+    pub fn open_flow(self: &Arc<Self>) -> Result<OpenFlow, Refusal> {
+        self.lock().open_flow(self.time()).map_err(|refused| refusal(&refused))?;
+        Ok(OpenFlow { user: self.clone() })
+    }
+
+    fn set_limits(&self, limits: Limits) {
+        let mut account = self.lock();
+        if *account.limits() != limits {
+            tracing::info!(user = %self.identity, "limits changed");
+            account.set_limits(Instant::now(), self.time(), limits);
+        }
+    }
+
+    fn report(&self) -> AccountReport {
+        let account = self.lock();
+        let used = account.used();
+        AccountReport {
+            user: self.identity.to_string(),
+            flows: account.flows(),
+            up_bytes: used.up,
+            down_bytes: used.down,
+            quota_bytes: account.limits().quota.as_ref().map(|quota| quota.size.bytes),
+            max_flows: account.limits().max_flows,
+            resets_at: account.span().end.0,
+        }
+    }
+
+    fn time(&self) -> UnixSeconds {
+        UnixSeconds(self.time.load(Ordering::Relaxed))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().expect("nothing panics under the lock")
+    }
+}
+
+impl Drop for OpenFlow {
+    fn drop(&mut self) {
+        self.user.lock().close_flow();
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
+}
+
+/// What an application is told.
+pub fn refusal(refused: &Refused) -> Refusal {
+    Refusal::new(RefusalKind::OverQuota, refused.to_string())
+}
+
+/// Since 1970; a clock before that is as wrong as one that says 1970.
+fn system_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A crash loses what was counted since: less than a second with the time that writing takes.
+pub const KEPT_EVERY: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use shared::{
+        community::{
+            member::Role,
+            quota::{Quota, Way},
+        },
+        units::Size,
+    };
+
+    use super::*;
+    use crate::{accounts::testing, provision::Registrar};
+
+    #[tokio::test]
+    async fn a_quota_holds_while_the_store_does_not_answer() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let member = user_with_quota(&registrar, 1000).await;
+        let keeper = Keeper::new(registrar.accounts().clone());
+        let account = keeper.account(&member).await.expect("an account");
+        assert_eq!(take(&account, 600), Some(600));
+        registrar.accounts().close().await;
+        keeper.keep().await;
+        assert!(keeper.behind().is_some());
+        assert_eq!((take(&account, 600), take(&account, 600)), (Some(400), None));
+        assert!(keeper.account(&member).await.is_ok(), "another PC of the same user");
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_outlives_the_keeper() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let member = user_with_quota(&registrar, 1000).await;
+        let keeper = Keeper::new(registrar.accounts().clone());
+        let account = keeper.account(&member).await.expect("an account");
+        take(&account, 600);
+        keeper.keep().await;
+        take(&account, 100);
+        keeper.keep().await;
+        let account = Keeper::new(registrar.accounts().clone()).account(&member).await.expect("an account");
+        assert_eq!((take(&account, 600), take(&account, 600)), (Some(300), None));
+    }
+
+    #[tokio::test]
+    async fn an_account_is_one_as_long_as_anybody_spends_from_it() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let member = user_with_quota(&registrar, 1000).await;
+        let keeper = Keeper::new(registrar.accounts().clone());
+        let account = keeper.account(&member).await.expect("an account");
+        keeper.keep().await;
+        assert!(Arc::ptr_eq(&account, &keeper.account(&member).await.expect("an account")));
+        drop(account);
+        keeper.keep().await;
+        assert!(keeper.report().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_member_is_one_still_while_the_store_does_not_answer() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let (elm, ann, bob) = (name("elm"), name("ann"), name("bob"));
+        let certificate = |profile: shared::community::profile::Profile| {
+            shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM")
+        };
+        let limits = Limits::default();
+        let ann = certificate(registrar.add_user(&elm, &ann, &limits).await.expect("a user"));
+        let bob = certificate(registrar.add_user(&elm, &bob, &limits).await.expect("a user"));
+        let accounts = registrar.accounts();
+        let known = accounts.authorise(&ann, Role::User).await.expect("a member");
+        accounts.close().await;
+        assert_eq!(accounts.authorise(&ann, Role::User).await.expect("known from before"), known);
+        assert!(accounts.authorise(&ann, Role::Relay).await.is_err(), "in another role");
+        assert!(accounts.authorise(&bob, Role::User).await.is_err(), "never seen");
+    }
+
+    async fn user_with_quota(registrar: &Registrar, bytes: u64) -> Member {
+        let limits = Limits { quota: Some(Quota::of(Size { bytes })), ..Limits::default() };
+        let profile = registrar.add_user(&name("elm"), &name("ann"), &limits).await.expect("a user");
+        let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
+        registrar.accounts().authorise(&certificate, Role::User).await.expect("a member")
+    }
+
+    fn take(account: &UserAccount, bytes: u64) -> Option<u64> {
+        account.lock().take(Instant::now(), account.time(), Way::Down, bytes).ok().map(|grant| grant.bytes)
+    }
+
+    fn name(text: &str) -> shared::community::member::Name {
+        text.parse().expect("a name")
+    }
+}

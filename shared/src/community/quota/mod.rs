@@ -1,0 +1,19 @@
+//! Quotas: what a user may spend, and has.
+//!
+//! Enters: the operator's [`Limits`], the time ([`WallClock`]), requests to move bytes. Leaves: grants, waits, refusals ([`Account`]). Always
+//! holds: bytes are granted before they move, so that no quota is overspent, however many flows ask at once. Keeping what was spent is left to
+//! the caller.
+
+mod account;
+mod clock;
+mod limits;
+mod period;
+mod shaper;
+
+pub use self::{
+    account::{Account, Grant, Refused, Used},
+    clock::WallClock,
+    limits::{AtLimit, Counts, CountsError, Limits, Quota, Way},
+    period::{Length, Period, PeriodError, UnixSeconds, Zone},
+    shaper::Ticket,
+};
