@@ -73,6 +73,36 @@ async fn a_closed_session_aborts_its_flows_and_takes_no_more() {
     assert!(within(ends.proxy.accept()).await.is_none());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_flow_comes_through_while_the_session_keeps_all_that_it_may() {
+    let ends = Ends::with_retained(2, 64 << 10).await;
+    let sent = sample(300_000);
+    let mut flows = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (mut near, sent) = (ends.proxy.open().expect("room for a flow"), sent.clone());
+        flows.spawn(async move {
+            within(near.write_all(&sent)).await.expect("the flow is open");
+            near.shutdown().await.expect("the flow is open");
+            within(near.read_u8()).await.expect("a word that all has come")
+        });
+    }
+    for _ in 0..8 {
+        let mut far = within(ends.reconst.accept()).await.expect("the session is open");
+        let sent = sent.clone();
+        flows.spawn(async move {
+            let mut all = Vec::new();
+            within(far.read_to_end(&mut all)).await.expect("an end");
+            assert!(all == sent);
+            within(far.write_u8(1)).await.expect("the other half is open");
+            far.shutdown().await.expect("the flow is open");
+            1
+        });
+    }
+    while let Some(flow) = within(flows.join_next()).await {
+        flow.expect("no panic");
+    }
+}
+
 /// Both ends of a session.
 struct Ends {
     proxy: SessionHandle,
@@ -83,6 +113,11 @@ struct Ends {
 
 impl Ends {
     async fn connect(paths: u32) -> Self {
+        Self::with_retained(paths, Limits::default().retained).await
+    }
+
+    /// Ends whose sessions keep so many unacknowledged bytes before each flow is held to a few.
+    async fn with_retained(paths: u32, retained: u64) -> Self {
         let credentials = Credentials::new();
         let transport = transport::path_transport(Ipv4Addr::LOCALHOST.into());
         let server = server_crypto(&credentials.profile.authority_pem, &credentials.server_certificate, &credentials.server_key, PATH_ALPN);
@@ -93,7 +128,7 @@ impl Ends {
         let mut client_config = quinn::ClientConfig::new(client_crypto(&credentials.profile, PATH_ALPN).expect("a usable profile"));
         client_config.transport_config(transport);
 
-        let limits = Limits { keep_alive: Some(Duration::from_secs(5)), ..Limits::default() };
+        let limits = Limits { keep_alive: Some(Duration::from_secs(5)), retained, ..Limits::default() };
         let proxy = SessionHandle::new(Side::Proxy, Policy::Adaptive, limits);
         let reconst = SessionHandle::new(Side::Reconst, Policy::Adaptive, Limits::default());
         let mut ends = Self { proxy, reconst, connections: Vec::new(), _endpoints: vec![server.clone()] };

@@ -31,6 +31,15 @@ pub(super) struct Flow {
     pub(super) is_released: bool,
 }
 
+/// What a flow takes from its application.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Intake {
+    /// So many bytes ahead of what is sent.
+    Unsent(u64),
+    /// So many bytes ahead of what is acknowledged: all flows together keep as much as they may.
+    Retained(u64),
+}
+
 /// A flow is interactive until it has sent so many bytes without a pause: most requests and answers of a page fit.
 const INTERACTIVE_BYTES: u64 = 128 * 1024;
 
@@ -74,6 +83,21 @@ impl Flow {
         self.writer_waits || self.send.unsent() >= unsent_limit / 2
     }
 
+    /// Bytes that the flow takes from its application now.
+    pub(super) fn room(&self, intake: Intake) -> u64 {
+        match intake {
+            Intake::Unsent(limit) => limit.saturating_sub(self.send.unsent()),
+            Intake::Retained(limit) => limit.saturating_sub(self.send.retained()),
+        }
+    }
+
+    /// Whether an application that waits to write is to be told of room: not before half of what it may write is free, or each
+    /// acknowledgement would wake it for a few bytes.
+    pub(super) fn is_writer_due(&self, intake: Intake) -> bool {
+        let (Intake::Unsent(limit) | Intake::Retained(limit)) = intake;
+        self.writer_waits && self.room(intake) > limit / 2
+    }
+
     /// Whether both directions have come to their end.
     pub(super) fn is_over(&self) -> bool {
         self.aborted.is_some() || (self.send.is_delivered() && self.receive.is_consumed())
@@ -113,5 +137,26 @@ impl Flow {
         self.credit_given_at = Some(now);
         self.owes_credit = true;
         grown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::FlowId;
+
+    #[test]
+    fn a_writer_is_told_of_room_once_half_of_it_is_free_and_not_by_each_acknowledgement() {
+        let mut flow = Flow::new(1 << 20);
+        flow.send.write(&[0; 32 << 10]);
+        flow.writer_waits = true;
+        let intake = Intake::Retained(32 << 10);
+        let mut acknowledged = 0;
+        while !flow.is_writer_due(intake) {
+            let piece = flow.send.cut(FlowId(1), 1 << 10).expect("bytes that are not acknowledged");
+            assert!(!flow.is_writer_due(intake), "sending frees nothing");
+            acknowledged += flow.send.on_acked(&piece);
+        }
+        assert_eq!(acknowledged, 17 << 10);
     }
 }

@@ -25,7 +25,7 @@ use thiserror::Error;
 use self::parcels::ParcelTraffic;
 use super::{
     control::{AbortCode, Leaving, MessageReader},
-    flow::Flow,
+    flow::{Flow, Intake},
     packet::{DatagramReader, Frame},
     path::{Path, PathInfo, PathState, PathStatus},
     ranges::RangeSet,
@@ -324,7 +324,7 @@ impl Session {
     /// # Errors
     /// The reason, if the flow was aborted or is none of this session.
     pub fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, AbortCode> {
-        let unsent_limit = self.unsent_limit();
+        let intake = self.intake();
         let flow = self.flows.get_mut(&id).ok_or(AbortCode::Reset)?;
         if let Some(code) = flow.aborted {
             return Err(code);
@@ -332,17 +332,17 @@ impl Session {
         if flow.send.is_finished() {
             return Err(AbortCode::Protocol);
         }
-        let room = if self.retained < self.limits.retained {
-            unsent_limit.saturating_sub(flow.send.unsent())
-        } else {
-            RETAINED_FLOOR.saturating_sub(flow.send.retained())
-        };
-        let taken = bytes.len().min(room as usize);
+        let taken = bytes.len().min(flow.room(intake) as usize);
         self.retained += taken as u64;
         flow.send.write(&bytes[..taken]);
         flow.writer_waits = taken < bytes.len();
         self.enqueue(id);
         Ok(taken)
+    }
+
+    /// What each flow takes from its application now.
+    fn intake(&self) -> Intake {
+        if self.retained < self.limits.retained { Intake::Unsent(self.unsent_limit()) } else { Intake::Retained(RETAINED_FLOOR) }
     }
 
     /// Ends the outgoing half of a flow behind what was written.

@@ -192,11 +192,12 @@ impl Session {
         }
         self.counters.delivered_bytes += freed;
         self.retained -= freed;
-        if freed > 0 && flow.writer_waits {
-            let unsent = flow.send.unsent();
-            if unsent < self.unsent_limit() / 2 {
-                self.wake_writer(piece.flow);
-            }
+        if freed > 0
+            && flow.writer_waits
+            && let intake = self.intake()
+            && self.flows.get(&piece.flow).is_some_and(|flow| flow.is_writer_due(intake))
+        {
+            self.wake_writer(piece.flow);
         }
         self.forget_if_over(piece.flow);
     }

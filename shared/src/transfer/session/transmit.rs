@@ -194,7 +194,7 @@ impl Session {
         let path = self.paths.get(&id)?;
         let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
         let mut pieces = Pieces::default();
-        let unsent_limit = self.unsent_limit();
+        let intake = self.intake();
         while writer.is_empty() || writer.remaining() > WORTHWHILE_ROOM {
             let Some(flow_id) = self.waiting.get_mut(&class).and_then(VecDeque::pop_front) else { break };
             let Some(flow) = self.flows.get_mut(&flow_id) else { continue };
@@ -208,7 +208,7 @@ impl Session {
                     .put_chunk(flow_id, piece.offset, piece.fin, piece.len as usize, length_given, |out| flow.send.copy_into(&piece, out));
                 flow.on_sent(now, u64::from(piece.len));
                 pieces.push(piece);
-                if flow.writer_waits && flow.send.unsent() < unsent_limit / 2 {
+                if flow.is_writer_due(intake) {
                     flow.writer_waits = false;
                     self.events.push_back(Event::Writable(flow_id));
                 }
