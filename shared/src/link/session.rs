@@ -97,6 +97,7 @@ impl SessionHandle {
         self.with(|state, now| {
             state.connections.insert(id, connection.clone());
             state.core.add_path(now, id, info);
+            state.core.set_carrier_room(id, connection.datagram_send_buffer_space());
         });
         let _leave = Leave { session: self, id };
         let mut batch = Vec::with_capacity(BATCH_DATAGRAMS);
@@ -302,12 +303,17 @@ impl State {
         if self.is_closed {
             return None;
         }
-        while let Some(transmit) = self.core.poll_transmit(now) {
-            if let Some(connection) = self.connections.get(&transmit.path)
-                && let Err(quinn::SendDatagramError::TooLarge) = connection.send_datagram(transmit.datagram)
-            {
-                // The MTU has shrunk since the core was told: this datagram counts as lost, the next ones fit.
-                self.core.set_max_datagram(transmit.path, connection.max_datagram_size().unwrap_or(MIN_DATAGRAM_BYTES));
+        loop {
+            while let Some(transmit) = self.core.poll_transmit(now) {
+                if let Some(connection) = self.connections.get(&transmit.path)
+                    && let Err(quinn::SendDatagramError::TooLarge) = connection.send_datagram(transmit.datagram)
+                {
+                    // The MTU has shrunk since the core was told: this datagram counts as lost, the next ones fit.
+                    self.core.set_max_datagram(transmit.path, connection.max_datagram_size().unwrap_or(MIN_DATAGRAM_BYTES));
+                }
+            }
+            if !self.ask_for_room() {
+                break;
             }
         }
         let mut paths_changed = false;
@@ -331,6 +337,19 @@ impl State {
             }
         }
         paths_changed.then(|| self.count_paths())
+    }
+
+    /// Tells the core what the connections take that it thinks full; gives whether one of them takes more.
+    fn ask_for_room(&mut self) -> bool {
+        let (mut after, mut has_room) = (None, false);
+        while let Some(id) = self.core.short_of_room(after) {
+            // One that is gone takes, and loses, anything.
+            let room = self.connections.get(&id).map_or(usize::MAX, quinn::Connection::datagram_send_buffer_space);
+            self.core.set_carrier_room(id, room);
+            has_room |= self.core.short_of_room(after) != Some(id);
+            after = Some(id);
+        }
+        has_room
     }
 
     fn count_paths(&self) -> PathCount {

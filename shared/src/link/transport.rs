@@ -21,9 +21,12 @@ use quinn::{
 /// it, connecting anew costs little.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Datagrams that wait to be read or sent, in bytes, per path: 1 Gbit/s for 8 ms and some. The session paces what it hands over, so
-/// that little waits.
-const DATAGRAM_BUFFER_BYTES: usize = 1 << 20;
+/// Datagrams that wait to be sent, in bytes, per path: 1 Gbit/s for 8 ms and some. The session paces what it hands over, so that little
+/// waits, and hands over no more than this takes.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
+
+/// Datagrams that wait to be read, in bytes, per path: what a socket's buffer holds arrives at once when the process has been away.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
 /// A path's one stream carries a request and a reply of a few hundred bytes.
 const STREAM_WINDOW_BYTES: u32 = 4096;
@@ -52,8 +55,8 @@ pub fn path_transport(remote: IpAddr) -> Arc<TransportConfig> {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .send_window(u64::from(STREAM_WINDOW_BYTES))
-        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
-        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
+        .datagram_receive_buffer_size(Some(RECEIVE_BUFFER_BYTES))
+        .datagram_send_buffer_size(SEND_BUFFER_BYTES)
         .crypto_buffer_size(16 * 1024)
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))

@@ -113,6 +113,8 @@ pub(super) struct Path {
     pub(super) congestion: Congestion,
     pub(super) counters: PathCounters,
     pub(super) is_leaving: bool,
+    /// Bytes of datagrams that the carrier takes now.
+    pub(super) carrier_room: usize,
     trust: Trust,
     last_tracked_at: Instant,
 }
@@ -134,6 +136,7 @@ impl Path {
             congestion: Congestion::new(info.rtt),
             counters: PathCounters::default(),
             is_leaving: false,
+            carrier_room: usize::MAX,
             trust: Trust::Active,
             last_tracked_at: now,
         }
@@ -160,6 +163,7 @@ impl Path {
     pub(super) fn candidate(&mut self, now: Instant) -> (Candidate, Option<Instant>) {
         let bytes = self.max_datagram_bytes as u64 + OVERHEAD_BYTES;
         let (may_send, paced_until) = match self.congestion.may_send(now, bytes, self.recovery.in_flight_bytes()) {
+            Ok(()) if self.carrier_room < self.max_datagram_bytes => (false, Some(now + CARRIER_WAIT)),
             Ok(()) => (!self.recovery.is_full(), None),
             Err(paced_until) => (false, paced_until),
         };
@@ -253,6 +257,9 @@ impl Path {
         }
     }
 }
+
+/// When to look again at a carrier that has taken all it can: what the driver's timer tells apart.
+const CARRIER_WAIT: Duration = Duration::from_millis(1);
 
 /// Estimates of arrivals are no better than this: below it nothing counts as late.
 const LATE_MARGIN: Duration = Duration::from_millis(8);

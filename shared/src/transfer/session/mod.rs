@@ -16,6 +16,7 @@ mod transmit;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
     time::{Duration, Instant},
 };
 
@@ -212,6 +213,9 @@ impl Session {
     pub fn new(now: Instant, side: Side, policy: Policy, limits: Limits) -> Self {
         let mut control = Flow::new(CONTROL_WINDOW);
         control.send.on_credit(VARINT_MAX);
+/// A carrier's room below which it is asked again.
+const CARRIER_LOW: usize = 64 << 10;
+
         let flows = BTreeMap::from([(FlowId::CONTROL, control)]);
         Self {
             side,
@@ -311,6 +315,19 @@ impl Session {
         debug_assert_eq!(self.side, Side::Proxy);
         if self.flows.len() > self.limits.flows {
             return None;
+    /// Tells how many bytes of datagrams the path's carrier takes now; what goes out is taken off it. Until it is told, it takes any number.
+    pub fn set_carrier_room(&mut self, id: PathId, bytes: usize) {
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.carrier_room = bytes;
+        }
+    }
+
+    /// The next path behind `after` whose carrier may take no more, as far as has been told.
+    pub fn short_of_room(&self, after: Option<PathId>) -> Option<PathId> {
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        self.paths.range(behind).find(|(_, path)| path.carrier_room < CARRIER_LOW).map(|(id, _)| *id)
+    }
+
         }
         let id = FlowId(self.next_flow);
         self.next_flow += 1;

@@ -305,6 +305,7 @@ impl Session {
             .min_by_key(|path| (path.is_leaving, path.congestion.min_rtt()))
             .map(|path| path.id)
     }
+            path.carrier_room = path.carrier_room.saturating_sub(bytes + CARRIER_OVERHEAD_BYTES);
 
     /// Bytes that a flow takes ahead of what is sent: what the paths carry in the time that the longest takes, twice, so that a path's
     /// delay can be weighed against what is pending.
@@ -327,3 +328,6 @@ const UNSENT: (u64, u64) = (256 << 10, 4 << 20);
 
 /// Waiting flows looked at for how much is pending; more than that is a lot.
 pub(super) const PENDING_LOOK_AHEAD: usize = 32;
+/// What a datagram takes of its carrier's room besides its own bytes, at least: a handle on it.
+const CARRIER_OVERHEAD_BYTES: usize = 32;
+
