@@ -15,6 +15,8 @@ pub(super) struct Flow {
     /// The queue that the flow waits in for a path, if any, and its place among all that wait.
     pub(super) queued: Option<Class>,
     pub(super) ticket: u64,
+    /// Bytes sent since the flow's turn among those that wait began.
+    turn_bytes: u64,
     /// What a UDP flow carries besides.
     pub(super) parcels: Option<Box<Parcels>>,
     /// Bytes sent since the flow last paused.
@@ -55,6 +57,7 @@ impl Flow {
             credit_given_at: None,
             queued: None,
             ticket: 0,
+            turn_bytes: 0,
             parcels: None,
             burst_bytes: 0,
             last_sent_at: None,
@@ -76,6 +79,16 @@ impl Flow {
         }
         self.last_sent_at = Some(now);
         self.burst_bytes += bytes;
+    }
+
+    /// Notes that `bytes` were sent in turn; gives whether the turn, of `turn_max` bytes, goes on.
+    pub(super) fn keeps_turn(&mut self, bytes: u64, turn_max: u64) -> bool {
+        self.turn_bytes += bytes;
+        let goes_on = self.turn_bytes < turn_max && self.send.has_piece();
+        if !goes_on {
+            self.turn_bytes = 0;
+        }
+        goes_on
     }
 
     /// Whether the application has more to send than the session has room for.
@@ -144,6 +157,19 @@ impl Flow {
 mod tests {
     use super::*;
     use crate::ids::FlowId;
+
+    #[test]
+    fn a_turn_ends_after_its_bytes_or_with_the_last_of_them() {
+        let mut flow = Flow::new(1 << 20);
+        flow.send.write(&[0; 10_000]);
+        let turns: Vec<bool> = (0..10)
+            .map(|_| {
+                let piece = flow.send.cut(FlowId(1), 1000).expect("a piece");
+                flow.keeps_turn(u64::from(piece.len), 4000)
+            })
+            .collect();
+        assert_eq!(turns, [true, true, true, false, true, true, true, false, true, false]);
+    }
 
     #[test]
     fn a_writer_is_told_of_room_once_half_of_it_is_free_and_not_by_each_acknowledgement() {

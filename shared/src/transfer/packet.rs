@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::{
     ids::{FlowId, PathId, Seq},
@@ -111,7 +111,7 @@ impl Ack {
 /// Puts frames one behind the other into a datagram of a given size.
 #[derive(Debug)]
 pub struct DatagramWriter {
-    out: Vec<u8>,
+    out: BytesMut,
     limit: usize,
     tracked: Option<Seq>,
 }
@@ -119,7 +119,16 @@ pub struct DatagramWriter {
 impl DatagramWriter {
     /// An empty datagram of at most `limit` bytes, tracked under a number if given one.
     pub fn new(limit: usize, tracked: Option<Seq>) -> Self {
-        Self { out: Vec::with_capacity(limit), limit, tracked }
+        Self { out: BytesMut::with_capacity(limit), limit, tracked }
+    }
+
+    /// The same, in memory taken off `store`, so that several datagrams cost one allocation.
+    pub fn new_in(store: &mut BytesMut, limit: usize, tracked: Option<Seq>) -> Self {
+        if store.capacity() < limit {
+            *store = BytesMut::with_capacity(limit * STORE_DATAGRAMS);
+        }
+        let rest = store.split_off(limit);
+        Self { out: std::mem::replace(store, rest), limit, tracked }
     }
 
     /// The bytes still free.
@@ -180,7 +189,7 @@ impl DatagramWriter {
     }
 
     /// Appends a chunk whose bytes `fill` writes; `len` must be at most [`DatagramWriter::chunk_room`].
-    pub fn put_chunk(&mut self, flow: FlowId, offset: u64, fin: bool, len: usize, length_given: bool, fill: impl FnOnce(&mut Vec<u8>)) {
+    pub fn put_chunk(&mut self, flow: FlowId, offset: u64, fin: bool, len: usize, length_given: bool, fill: impl FnOnce(&mut BytesMut)) {
         let mut kind = CHUNK;
         if fin {
             kind |= CHUNK_FIN;
@@ -238,19 +247,22 @@ impl DatagramWriter {
 
     /// The datagram.
     pub fn finish(self) -> Bytes {
-        self.out.into()
+        self.out.freeze()
     }
 
     fn put_kind(&mut self, kind: u8) {
         match self.tracked {
             Some(seq) if self.out.is_empty() => {
-                self.out.push(kind | TRACKED);
+                self.out.put_u8(kind | TRACKED);
                 wire::put_varint(&mut self.out, seq.0);
             }
-            _ => self.out.push(kind),
+            _ => self.out.put_u8(kind),
         }
     }
 }
+
+/// Datagrams that one allocation holds: few enough that an idle session's rest of it is small.
+const STORE_DATAGRAMS: usize = 8;
 
 /// Takes a datagram apart, frame by frame; stops at the first error.
 #[derive(Debug)]

@@ -5,6 +5,8 @@
 
 use std::{collections::VecDeque, ops::Range};
 
+use bytes::BufMut;
+
 use super::ranges::RangeSet;
 use crate::ids::FlowId;
 
@@ -146,7 +148,7 @@ impl SendBuffer {
     }
 
     /// Appends the bytes of `piece` to `out`.
-    pub fn copy_into(&self, piece: &Piece, out: &mut Vec<u8>) {
+    pub fn copy_into(&self, piece: &Piece, out: &mut impl BufMut) {
         let first_block = self.base as usize / BLOCK_BYTES;
         let Range { mut start, end } = piece.range();
         debug_assert!(start >= self.base || start == end);
@@ -154,7 +156,7 @@ impl SendBuffer {
             let block = &self.blocks[start as usize / BLOCK_BYTES - first_block];
             let from = start as usize % BLOCK_BYTES;
             let taken = ((end - start) as usize).min(BLOCK_BYTES - from);
-            out.extend_from_slice(&block[from..from + taken]);
+            out.put_slice(&block[from..from + taken]);
             start += taken as u64;
         }
     }

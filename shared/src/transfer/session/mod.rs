@@ -20,10 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
-use self::parcels::ParcelTraffic;
+use self::{parcels::ParcelTraffic, transmit::UNSENT};
 use super::{
     control::{AbortCode, Leaving, MessageReader},
     flow::{Flow, Intake},
@@ -194,6 +194,14 @@ pub struct Session {
     retained: u64,
     scheduler: Scheduler,
     candidates: Vec<Candidate>,
+    /// The memory of the next datagrams.
+    store: BytesMut,
+    /// What each flow takes ahead of what is sent, in bytes, as it was when the paths were looked at.
+    unsent_limit: u64,
+    /// What a bulk flow sends before it is another's turn, in bytes, likewise.
+    turn_max: u64,
+    /// When that was.
+    looked_at: Option<Instant>,
     /// Datagrams that left their path before the driver asked: copies.
     outbox: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -205,6 +213,9 @@ pub struct Session {
 /// Bytes that each flow may have unacknowledged however much the others have, so that none is shut out.
 const RETAINED_FLOOR: u64 = 32 << 10;
 
+/// A carrier's room below which it is asked again.
+const CARRIER_LOW: usize = 64 << 10;
+
 /// Flow 0's window: the most control bytes that the other end may lack. The receiver reads them at once, so that it needs no credit.
 const CONTROL_WINDOW: u64 = 256 << 10;
 
@@ -213,9 +224,6 @@ impl Session {
     pub fn new(now: Instant, side: Side, policy: Policy, limits: Limits) -> Self {
         let mut control = Flow::new(CONTROL_WINDOW);
         control.send.on_credit(VARINT_MAX);
-/// A carrier's room below which it is asked again.
-const CARRIER_LOW: usize = 64 << 10;
-
         let flows = BTreeMap::from([(FlowId::CONTROL, control)]);
         Self {
             side,
@@ -241,6 +249,10 @@ const CARRIER_LOW: usize = 64 << 10;
             retained: 0,
             scheduler: Scheduler::new(policy),
             candidates: Vec::new(),
+            store: BytesMut::new(),
+            unsent_limit: UNSENT.0,
+            turn_max: 0,
+            looked_at: None,
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             paced_until: None,
@@ -303,18 +315,6 @@ const CARRIER_LOW: usize = 64 << 10;
         }
     }
 
-    /// Follows a change of the path's weight.
-    pub fn set_weight(&mut self, id: PathId, weight: LineWeight) {
-        if let Some(path) = self.paths.get_mut(&id) {
-            path.weight = weight;
-        }
-    }
-
-    /// Opens a flow; `None` if as many are open as the limit allows. Only [`Side::Proxy`] does.
-    pub fn open(&mut self) -> Option<FlowId> {
-        debug_assert_eq!(self.side, Side::Proxy);
-        if self.flows.len() > self.limits.flows {
-            return None;
     /// Tells how many bytes of datagrams the path's carrier takes now; what goes out is taken off it. Until it is told, it takes any number.
     pub fn set_carrier_room(&mut self, id: PathId, bytes: usize) {
         if let Some(path) = self.paths.get_mut(&id) {
@@ -328,6 +328,18 @@ const CARRIER_LOW: usize = 64 << 10;
         self.paths.range(behind).find(|(_, path)| path.carrier_room < CARRIER_LOW).map(|(id, _)| *id)
     }
 
+    /// Follows a change of the path's weight.
+    pub fn set_weight(&mut self, id: PathId, weight: LineWeight) {
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.weight = weight;
+        }
+    }
+
+    /// Opens a flow; `None` if as many are open as the limit allows. Only [`Side::Proxy`] does.
+    pub fn open(&mut self) -> Option<FlowId> {
+        debug_assert_eq!(self.side, Side::Proxy);
+        if self.flows.len() > self.limits.flows {
+            return None;
         }
         let id = FlowId(self.next_flow);
         self.next_flow += 1;
@@ -359,7 +371,7 @@ const CARRIER_LOW: usize = 64 << 10;
 
     /// What each flow takes from its application now.
     fn intake(&self) -> Intake {
-        if self.retained < self.limits.retained { Intake::Unsent(self.unsent_limit()) } else { Intake::Retained(RETAINED_FLOOR) }
+        if self.retained < self.limits.retained { Intake::Unsent(self.unsent_limit) } else { Intake::Retained(RETAINED_FLOOR) }
     }
 
     /// Ends the outgoing half of a flow behind what was written.

@@ -196,7 +196,7 @@ impl Session {
         let mut writers = Writers(Vec::with_capacity(2));
         for id in [chosen, copy].into_iter().flatten() {
             let path: &Path = self.paths.get(&id)?;
-            writers.0.push((id, DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()))));
+            writers.0.push((id, DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, Some(path.recovery.next_seq()))));
         }
         // Where each takes its turn, each parcel has a datagram of its own.
         let is_shared = matches!(policy, Policy::Adaptive | Policy::Redundant);

@@ -88,7 +88,7 @@ impl Session {
         let id = self.paths.values().find(|path| path.acks.due().is_some_and(|due| due <= now))?.id;
         let carrier = self.fastest_active().filter(|_| !self.paths[&id].is_active());
         let path = self.paths.get_mut(&id).expect("found above");
-        let mut writer = DatagramWriter::new(path.max_datagram_bytes, None);
+        let mut writer = DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, None);
         let (received_at, ranges) = path.acks.take()?;
         let received_at_us = received_at.saturating_duration_since(self.epoch).as_micros() as u64;
         let delay_us = now.saturating_duration_since(received_at).as_micros() as u64;
@@ -108,7 +108,7 @@ impl Session {
         let keep_alive = self.limits.keep_alive;
         let id = self.paths.values().find(|path| path.ping_at(keep_alive).is_some_and(|at| at <= now))?.id;
         let path = self.paths.get_mut(&id).expect("found above");
-        let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
+        let mut writer = DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, Some(path.recovery.next_seq()));
         writer.put_ping();
         if path.on_ping_sent(now) {
             self.events.push_back(Event::Path(id, PathState::Dead));
@@ -158,6 +158,9 @@ impl Session {
 
     /// Renews the scheduler's view of the paths, and when the first of those that only their pace holds back may send.
     pub(super) fn look_at_paths(&mut self, now: Instant) {
+        if self.looked_at.replace(now) != Some(now) {
+            self.renew_limits();
+        }
         self.paced_until = None;
         self.candidates.clear();
         let something_waits = self.waiting.values().any(|flows| !flows.is_empty()) || self.parcels.something_waits();
@@ -176,7 +179,7 @@ impl Session {
         if self.waiting.get(&class).is_none_or(VecDeque::is_empty) {
             return None;
         }
-        let unsent_limit = self.unsent_limit();
+        let unsent_limit = self.unsent_limit;
         let mut bytes = 0;
         let waiting = self.waiting.range(..=class).flat_map(|(_, flows)| flows);
         for (place, id) in waiting.enumerate() {
@@ -192,13 +195,14 @@ impl Session {
     /// Fills a datagram for path `id` from the flows of `class` that wait, one after the other.
     pub(super) fn fill_datagram(&mut self, now: Instant, id: PathId, class: Class) -> Option<(Transmit, Pieces)> {
         let path = self.paths.get(&id)?;
-        let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
+        let mut writer = DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, Some(path.recovery.next_seq()));
         let mut pieces = Pieces::default();
         let intake = self.intake();
         while writer.is_empty() || writer.remaining() > WORTHWHILE_ROOM {
             let Some(flow_id) = self.waiting.get_mut(&class).and_then(VecDeque::pop_front) else { break };
             let Some(flow) = self.flows.get_mut(&flow_id) else { continue };
             flow.queued = None;
+            let mut keeps_turn = false;
             let offset = flow.send.next_offset();
             let whole = writer.chunk_room(flow_id, offset, false).unwrap_or(0);
             if let Some(piece) = flow.send.cut(flow_id, whole) {
@@ -207,13 +211,19 @@ impl Session {
                 writer
                     .put_chunk(flow_id, piece.offset, piece.fin, piece.len as usize, length_given, |out| flow.send.copy_into(&piece, out));
                 flow.on_sent(now, u64::from(piece.len));
+                keeps_turn = class == Class::Bulk && flow.keeps_turn(u64::from(piece.len), self.turn_max);
                 pieces.push(piece);
                 if flow.is_writer_due(intake) {
                     flow.writer_waits = false;
                     self.events.push_back(Event::Writable(flow_id));
                 }
             }
-            self.enqueue(flow_id);
+            if keeps_turn {
+                flow.queued = Some(class);
+                self.waiting.entry(class).or_default().push_front(flow_id);
+            } else {
+                self.enqueue(flow_id);
+            }
         }
         if writer.is_empty() {
             return None;
@@ -246,7 +256,7 @@ impl Session {
     pub(super) fn send_again(&mut self, now: Instant, id: PathId, pieces: &Pieces) -> (Option<Transmit>, Vec<Piece>) {
         let mut left = Vec::new();
         let Some(path) = self.paths.get(&id) else { return (None, pieces.iter().collect()) };
-        let mut writer = DatagramWriter::new(path.max_datagram_bytes, Some(path.recovery.next_seq()));
+        let mut writer = DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, Some(path.recovery.next_seq()));
         let mut sent = Pieces::default();
         let mut bytes = 0;
         let mut pieces = pieces.iter().peekable();
@@ -295,7 +305,19 @@ impl Session {
         if let Some(path) = self.paths.get_mut(&id) {
             path.counters.sent_datagrams += 1;
             path.counters.sent_bytes += bytes as u64;
+            path.carrier_room = path.carrier_room.saturating_sub(bytes + CARRIER_OVERHEAD_BYTES);
         }
+    }
+
+    /// A flow takes ahead of what is sent what the paths carry in the time that the longest takes, so that a path's delay can be weighed
+    /// against what is pending. A bulk flow's turn is short in time, and long enough that its other end reads more than one chunk at once.
+    fn renew_limits(&mut self) {
+        let active = self.paths.values().filter(|path| path.is_active());
+        let (rate, longest) = active.fold((0.0, Duration::ZERO), |(rate, longest), path| {
+            (rate + path.congestion.capacity(), longest.max(path.congestion.min_rtt()))
+        });
+        self.unsent_limit = ((rate * longest.as_secs_f64()) as u64).clamp(UNSENT.0, UNSENT.1);
+        self.turn_max = ((rate * TURN.as_secs_f64()) as u64).min(TURN_BYTES_MAX);
     }
 
     pub(super) fn fastest_active(&self) -> Option<PathId> {
@@ -305,29 +327,23 @@ impl Session {
             .min_by_key(|path| (path.is_leaving, path.congestion.min_rtt()))
             .map(|path| path.id)
     }
-            path.carrier_room = path.carrier_room.saturating_sub(bytes + CARRIER_OVERHEAD_BYTES);
-
-    /// Bytes that a flow takes ahead of what is sent: what the paths carry in the time that the longest takes, twice, so that a path's
-    /// delay can be weighed against what is pending.
-    pub(super) fn unsent_limit(&self) -> u64 {
-        let active = || self.paths.values().filter(|path| path.is_active());
-        let rate: f64 = active().map(|path| path.congestion.capacity()).sum();
-        let longest = active().map(|path| path.congestion.min_rtt()).max().unwrap_or_default();
-        ((rate * longest.as_secs_f64()) as u64).clamp(UNSENT.0, UNSENT.1)
-    }
 }
 
 /// Control bytes written ahead of what has been sent: little, so that what is owed is put together late.
 const CONTROL_AHEAD: u64 = 4 << 10;
 
+/// What a datagram takes of its carrier's room besides its own bytes, at least: a handle on it.
+const CARRIER_OVERHEAD_BYTES: usize = 32;
+
 /// Room in a datagram below which no further chunk is put into it.
 pub(super) const WORTHWHILE_ROOM: usize = 64;
 
 /// Bytes that a flow takes from the application ahead of what is sent.
-const UNSENT: (u64, u64) = (256 << 10, 4 << 20);
+pub(super) const UNSENT: (u64, u64) = (256 << 10, 4 << 20);
+
+/// How long a bulk flow's turn is at most, and how many bytes: what a socket takes at once.
+const TURN: Duration = Duration::from_millis(1);
+const TURN_BYTES_MAX: u64 = 64 << 10;
 
 /// Waiting flows looked at for how much is pending; more than that is a lot.
 pub(super) const PENDING_LOOK_AHEAD: usize = 32;
-/// What a datagram takes of its carrier's room besides its own bytes, at least: a handle on it.
-const CARRIER_OVERHEAD_BYTES: usize = 32;
-
