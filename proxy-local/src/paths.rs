@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, TokioRuntime};
 use rand::RngExt;
 use serde::Serialize;
 use shared::{
@@ -27,6 +27,7 @@ use shared::{
         CLOSE_LEAVING,
         join::{self, JoinError},
         lan::{self, HelloError},
+        path_socket::PathSocket,
         session::SessionHandle,
         tls::{self, MemberVerifier, PATH_ALPN, SERVER_NAME, Signer, TlsError},
         transport,
@@ -354,11 +355,12 @@ impl Inner {
         let socket = UdpSocket::from_std(udp_socket(address.ip())?)?;
         let welcome = lan::request_service(&socket, address, LineNumber::ANY, &self.signer, &self.verifier, self.lan).await?;
         let line = self.lease_line((welcome.relay.name.clone(), welcome.line))?;
-        let mut endpoint_config = EndpointConfig::default();
+        let mut endpoint_config = transport::path_endpoint();
         endpoint_config.cid_generator(no_connection_ids);
-        let endpoint = Endpoint::new(endpoint_config, None, socket.into_std()?, Arc::new(TokioRuntime))?;
+        let socket = PathSocket::new(socket.into_std()?)?;
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, None, socket, Arc::new(TokioRuntime))?;
         let mut config = ClientConfig::new(self.crypto.clone());
-        config.transport_config(transport::path_transport(address.ip()));
+        config.transport_config(transport::path_transport(address));
         let connecting = endpoint.connect_with(config, address, SERVER_NAME)?;
         let connection = tokio::time::timeout(CONNECT_TIME, connecting).await.map_err(|_| PathError::NoAnswer(address))??;
 

@@ -30,7 +30,7 @@ use shared::{
     ids::{LanId, PathId, SessionId},
     link::{
         CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_PROTOCOL, join, open, pipe::metered_pipe, session::SessionHandle,
-        stream::FlowStream, tls, udp_port::UdpPort,
+        stream::FlowStream, tls, transport::path_transport, udp_port::UdpPort,
     },
     service::Shutdown,
     target::{Refusal, RefusalKind, Target},
@@ -251,10 +251,17 @@ impl Sessions {
     }
 }
 
-/// Takes the paths of `lan` in on `endpoint` until `shutdown`. The flows that are open then go on until the caller closes the
+/// Takes the paths of `lan` in on `endpoint`, by `config`, until `shutdown`. The flows that are open then go on until the caller closes the
 /// sessions.
 /// Once the LAN has `moved` away from this endpoint, its paths are asked to be made anew.
-pub async fn serve(endpoint: quinn::Endpoint, lan: LanId, sessions: Sessions, shutdown: Shutdown, moved: watch::Receiver<bool>) {
+pub async fn serve(
+    endpoint: quinn::Endpoint,
+    config: quinn::ServerConfig,
+    lan: LanId,
+    sessions: Sessions,
+    shutdown: Shutdown,
+    moved: watch::Receiver<bool>,
+) {
     let joining = Arc::new(Semaphore::new(JOINING_MAX));
     loop {
         let incoming = tokio::select! {
@@ -271,9 +278,10 @@ pub async fn serve(endpoint: quinn::Endpoint, lan: LanId, sessions: Sessions, sh
             continue;
         };
         let (inner, moved) = (sessions.inner.clone(), moved.clone());
+        let config = config.clone();
         tokio::spawn(async move {
             let remote = incoming.remote_address();
-            match tokio::time::timeout(JOIN_TIME, inner.join(incoming, lan)).await {
+            match tokio::time::timeout(JOIN_TIME, inner.join(incoming, config, lan)).await {
                 Ok(Ok(Some(path))) => {
                     drop(permit);
                     path.run(remote, moved).await;
@@ -302,8 +310,9 @@ impl Inner {
     }
 
     /// Makes a path of a connection; `None` if it was turned away with an answer.
-    async fn join(self: Arc<Self>, incoming: quinn::Incoming, lan: LanId) -> anyhow::Result<Option<Path>> {
-        let connection = incoming.await?;
+    async fn join(self: Arc<Self>, incoming: quinn::Incoming, mut config: quinn::ServerConfig, lan: LanId) -> anyhow::Result<Option<Path>> {
+        config.transport_config(path_transport(incoming.remote_address()));
+        let connection = incoming.accept_with(Arc::new(config))?.await?;
         let certificate = tls::peer_certificate(&connection).context("the connection has no certificate")?;
         let (request, mut answer) = match join::receive(&connection).await {
             Ok(received) => received,

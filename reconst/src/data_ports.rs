@@ -14,7 +14,7 @@ use std::{
 use quinn::{Endpoint, VarInt};
 use shared::{
     ids::LanId,
-    link::{CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, transport::path_transport},
+    link::{CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED},
     service::{Failure, Shutdown, bind_failure},
 };
 use tokio::{sync::watch, time::timeout};
@@ -52,8 +52,6 @@ impl DataPorts {
     /// No ports yet, to be bound at `bind`: at the LANs' own numbers, or wherever there is room if `is_ephemeral`.
     pub(crate) fn new(bind: IpAddr, is_ephemeral: bool, crypto: Arc<dyn quinn::crypto::ServerConfig>, sessions: Sessions) -> Self {
         let mut config = quinn::ServerConfig::with_crypto(crypto);
-        // The larger bound of the two families: on IPv6 the probes of the last 20 bytes fail and MTU discovery settles below.
-        config.transport_config(path_transport(std::net::Ipv4Addr::UNSPECIFIED.into()));
         config
             .max_incoming(INCOMING_MAX)
             .incoming_buffer_size(INCOMING_BYTES)
@@ -144,7 +142,14 @@ impl DataPorts {
         let address = endpoint.local_addr().map_err(failure)?;
         let accepting = Shutdown::new();
         let moved = watch::Sender::new(false);
-        tokio::spawn(accept::serve(endpoint.clone(), lan.id, self.sessions.clone(), accepting.clone(), moved.subscribe()));
+        tokio::spawn(accept::serve(
+            endpoint.clone(),
+            self.config.clone(),
+            lan.id,
+            self.sessions.clone(),
+            accepting.clone(),
+            moved.subscribe(),
+        ));
         Ok(DataPort { wanted: lan.data_port, endpoint, address, accepting, moved })
     }
 }

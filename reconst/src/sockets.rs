@@ -6,7 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Endpoint, TokioRuntime};
+use shared::link::{path_socket::PathSocket, transport::path_endpoint};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// A QUIC server on a new socket at `address`; at `::` it takes IPv4 too.
@@ -14,10 +15,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// # Errors
 /// If the address can't be bound.
 pub(crate) fn serve_at(address: SocketAddr, config: quinn::ServerConfig) -> io::Result<Endpoint> {
-    let mut endpoint_config = EndpointConfig::default();
-    // Relays tell QUIC from the LAN's own messages by the fixed bit (RFC 9000 §17), so it must not be greased (RFC 9287).
-    endpoint_config.grease_quic_bit(false);
-    Endpoint::new(endpoint_config, Some(config), udp_socket(address)?, Arc::new(TokioRuntime))
+    let socket = PathSocket::new(udp_socket(address)?)?;
+    Endpoint::new_with_abstract_socket(path_endpoint(), Some(config), socket, Arc::new(TokioRuntime))
 }
 
 fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {

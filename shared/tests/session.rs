@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use shared::{
     },
     ids::{LanId, PathId},
     link::{
+        path_socket::PathSocket,
         session::SessionHandle,
         tls::{PATH_ALPN, SERVER_NAME, client_crypto, server_crypto},
         transport,
@@ -103,6 +105,22 @@ async fn every_flow_comes_through_while_the_session_keeps_all_that_it_may() {
     }
 }
 
+#[tokio::test]
+async fn a_path_whose_interfaces_take_long_packets_sends_them() {
+    let mtu = std::fs::read_to_string("/sys/class/net/lo/mtu").ok().and_then(|mtu| mtu.trim().parse::<u32>().ok());
+    if mtu.is_none_or(|mtu| mtu < 9000) {
+        eprintln!("skipped: the loopback's MTU is {mtu:?}, or not known");
+        return;
+    }
+    let ends = Ends::connect(1).await;
+    within(async {
+        while ends.connections[0].max_datagram_size().is_none_or(|bytes| bytes < 8000) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 /// Both ends of a session.
 struct Ends {
     proxy: SessionHandle,
@@ -119,12 +137,12 @@ impl Ends {
     /// Ends whose sessions keep so many unacknowledged bytes before each flow is held to a few.
     async fn with_retained(paths: u32, retained: u64) -> Self {
         let credentials = Credentials::new();
-        let transport = transport::path_transport(Ipv4Addr::LOCALHOST.into());
+        let transport = transport::path_transport((Ipv4Addr::LOCALHOST, 0).into());
         let server = server_crypto(&credentials.profile.authority_pem, &credentials.server_certificate, &credentials.server_key, PATH_ALPN);
         let mut server_config = quinn::ServerConfig::with_crypto(server.expect("usable certificates"));
         server_config.transport_config(transport.clone());
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let server = quinn::Endpoint::server(server_config, loopback).expect("a port");
+        let server = endpoint(loopback, Some(server_config));
         let mut client_config = quinn::ClientConfig::new(client_crypto(&credentials.profile, PATH_ALPN).expect("a usable profile"));
         client_config.transport_config(transport);
 
@@ -133,7 +151,7 @@ impl Ends {
         let reconst = SessionHandle::new(Side::Reconst, Policy::Adaptive, Limits::default());
         let mut ends = Self { proxy, reconst, connections: Vec::new(), _endpoints: vec![server.clone()] };
         for id in (0..paths).map(PathId) {
-            let client = quinn::Endpoint::client(loopback).expect("a port");
+            let client = endpoint(loopback, None);
             let address = server.local_addr().expect("bound");
             let connecting = client.connect_with(client_config.clone(), address, SERVER_NAME).expect("a valid configuration");
             let accepting = async { server.accept().await.expect("the endpoint is open").await };
@@ -150,6 +168,12 @@ impl Ends {
         }
         ends
     }
+}
+
+fn endpoint(address: SocketAddr, server: Option<quinn::ServerConfig>) -> quinn::Endpoint {
+    let socket = PathSocket::new(std::net::UdpSocket::bind(address).expect("a port")).expect("a socket");
+    let runtime = Arc::new(quinn::TokioRuntime);
+    quinn::Endpoint::new_with_abstract_socket(transport::path_endpoint(), server, socket, runtime).expect("an endpoint")
 }
 
 /// An authority, `reconst`'s certificate and a user's profile, made for one test.

@@ -1,7 +1,7 @@
 //! The thin drivers over tokio, quinn and rustls.
 //!
 //! [`session`] drives the core, [`stream`] is a flow as `AsyncRead` and `AsyncWrite`, [`parcels`] a UDP flow's datagrams, [`open`] says where it goes, [`pipe`] joins it to
-//! a socket; [`udp_port`] is a UDP flow's socket. [`transport`] and [`tls`] say what a path's connection is, [`join`] brings it into its session. [`lan`] asks a relay for service.
+//! a socket; [`udp_port`] is a UDP flow's socket. [`transport`] and [`tls`] say what a path's connection is, [`path_socket`] sends and receives its packets, [`join`] brings it into its session. [`lan`] asks a relay for service.
 //! [`enrol`] makes a member of a PC, with a [`key`] of its own, at a `reconst` that it knows by its authority's fingerprint ([`pinned`]),
 //! through a relay if need be ([`carry`]).
 
@@ -12,6 +12,7 @@ pub mod key;
 pub mod lan;
 pub mod open;
 pub mod parcels;
+pub mod path_socket;
 pub mod pinned;
 pub mod pipe;
 pub mod session;

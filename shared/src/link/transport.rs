@@ -7,13 +7,13 @@
 
 use std::{
     any::Any,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use quinn::{
-    AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
     congestion::{Controller, ControllerFactory},
 };
 
@@ -31,8 +31,18 @@ const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 /// A path's one stream carries a request and a reply of a few hundred bytes.
 const STREAM_WINDOW_BYTES: u32 = 4096;
 
-/// The largest UDP payload that is probed for: Ethernet's 1,500 bytes less the headers of IPv4 or IPv6 and UDP.
-const MAX_UDP_PAYLOAD: (u16, u16) = (1472, 1452);
+/// The headers of IPv4 and IPv6, each with UDP's.
+const HEADER_BYTES: (u16, u16) = (28, 48);
+
+/// What is probed for where the own interface takes no more, or does not say what it takes.
+const ETHERNET_MTU: u16 = 1500;
+
+/// The longest packet that is probed for, on interfaces that take it: jumbo frames. A connection's cost goes by packets, not by bytes;
+/// beyond this the bytes are most of it.
+const JUMBO_MTU: u16 = 9000;
+
+/// The longest UDP payload that is probed for, and so received.
+pub const UDP_PAYLOAD_MAX: u16 = JUMBO_MTU - HEADER_BYTES.0;
 
 /// The finest step of MTU probing, in bytes: 4 of 1,472 is a quarter of a per cent of the line.
 const MTU_STEP: u16 = 4;
@@ -41,10 +51,22 @@ const MTU_STEP: u16 = 4;
 const ACK_THRESHOLD: u32 = 256;
 const ACK_DELAY: Duration = Duration::from_millis(100);
 
-/// The transport settings of a path whose other end, or relay, is at `remote`.
-pub fn path_transport(remote: IpAddr) -> Arc<TransportConfig> {
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(if remote.to_canonical().is_ipv4() { MAX_UDP_PAYLOAD.0 } else { MAX_UDP_PAYLOAD.1 }).minimum_change(MTU_STEP);
+/// The settings of an endpoint of paths.
+pub fn path_endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // Relays tell QUIC from the LAN's own messages by the fixed bit (RFC 9000 §17), so it must not be greased (RFC 9287).
+    config.grease_quic_bit(false);
+    config.max_udp_payload_size(UDP_PAYLOAD_MAX).expect("is more than QUIC's least");
+    config
+}
+
+/// The transport settings of a path whose other end, or relay, is at `remote`. Packets are probed for up to what the interface towards it
+/// takes.
+pub fn path_transport(remote: SocketAddr) -> Arc<TransportConfig> {
+    let headers = if remote.ip().to_canonical().is_ipv4() { HEADER_BYTES.0 } else { HEADER_BYTES.1 };
+    let mtu = interface_mtu(remote).unwrap_or(ETHERNET_MTU);
+    let mut mtu_discovery = MtuDiscoveryConfig::default();
+    mtu_discovery.upper_bound(mtu - headers).minimum_change(MTU_STEP);
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(ACK_THRESHOLD)).max_ack_delay(Some(ACK_DELAY)).reordering_threshold(VarInt::from_u32(0));
     let mut config = TransportConfig::default();
@@ -58,10 +80,24 @@ pub fn path_transport(remote: IpAddr) -> Arc<TransportConfig> {
         .datagram_receive_buffer_size(Some(RECEIVE_BUFFER_BYTES))
         .datagram_send_buffer_size(SEND_BUFFER_BYTES)
         .crypto_buffer_size(16 * 1024)
-        .mtu_discovery_config(Some(mtu))
+        .mtu_discovery_config(Some(mtu_discovery))
         .ack_frequency_config(Some(acks))
         .congestion_controller_factory(Arc::new(Unlimited));
     Arc::new(config)
+}
+
+/// What the interface towards `remote` takes, in bytes with the headers, from [`ETHERNET_MTU`] to [`JUMBO_MTU`]; `None` where the system
+/// does not say.
+fn interface_mtu(remote: SocketAddr) -> Option<u16> {
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let towards = UdpSocket::bind((any, 0)).ok()?;
+    // Sends nothing, but has the system choose a way.
+    towards.connect(remote).ok()?;
+    let local = towards.local_addr().ok()?.ip();
+    let name = if_addrs::get_if_addrs().ok()?.into_iter().find(|interface| interface.ip() == local)?.name;
+    let mtu: u32 = std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse().ok()?;
+    Some(mtu.clamp(ETHERNET_MTU.into(), JUMBO_MTU.into()) as u16)
 }
 
 /// A window that nothing fills: the session decides what is sent. Above 2³² bytes quinn does not pace either.
