@@ -137,7 +137,7 @@ struct Settings {
     /// Lend the line only at these hours, as in 22:00-07:00,12:00-13:00 [default: always].
     #[arg(long, value_name = "HOURS")]
     hours: Option<Hours>,
-    /// How far to lend less while the owner's own transfers fill the line: off, part (down to two fifths) or full (to a twentieth) [default: part].
+    /// How far to lend less while the owner's own transfers fill the line: off, part (down to half) or full (to a twentieth) [default: part].
     #[arg(long, value_name = "HOW")]
     give_way: Option<GiveWay>,
     /// Where to keep measured rates, what a line has used of its cap, and pauses [default: STATE_DIRECTORY, or tributary in XDG_STATE_HOME].

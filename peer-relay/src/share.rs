@@ -26,7 +26,7 @@ pub struct ShareConfig {
 pub enum GiveWay {
     /// The line is shared as between any two transfers.
     Off,
-    /// The greater part: two fifths of the line are lent all the same.
+    /// Half of the line at least, however many users there are.
     #[default]
     Part,
     /// Nearly all: a twentieth is lent.
@@ -38,7 +38,7 @@ impl GiveWay {
     pub(crate) fn least(self) -> Option<f64> {
         match self {
             Self::Off => None,
-            Self::Part => Some(0.4),
+            Self::Part => Some(0.5),
             Self::Full => Some(0.05),
         }
     }
