@@ -144,7 +144,7 @@ const PATHS_PER_SESSION: usize = 64;
 
 impl Sessions {
     /// No sessions yet.
-    pub fn new(accounts: Accounts, keeper: Keeper, egress: Egress, policy: Policy) -> Self {
+    pub fn new(accounts: Accounts, keeper: Keeper, egress: Egress, dedicated: DedicatedPorts, policy: Policy) -> Self {
         let inner = Inner {
             accounts,
             keeper,
@@ -153,7 +153,7 @@ impl Sessions {
             sessions: Mutex::default(),
             open_flows: AtomicUsize::new(0),
             open_udp_flows: AtomicUsize::new(0),
-            dedicated: DedicatedPorts::default(),
+            dedicated,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -237,9 +237,14 @@ impl Sessions {
         self.inner.open_flows.load(Ordering::Relaxed)
     }
 
+    /// Those of them that are UDP.
+    pub fn open_udp_flows(&self) -> usize {
+        self.inner.open_udp_flows.load(Ordering::Relaxed)
+    }
+
     /// Those of them that may come to an end soon: a UDP flow has none of its own.
     pub fn finishing_flows(&self) -> usize {
-        self.open_flows().saturating_sub(self.inner.open_udp_flows.load(Ordering::Relaxed))
+        self.open_flows().saturating_sub(self.open_udp_flows())
     }
 
     /// Ends every session at once.

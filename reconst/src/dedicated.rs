@@ -24,10 +24,13 @@ use shared::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::records::Records;
+
 /// All dedicated ports of this `reconst`; clones share the table.
 #[derive(Clone, Default, Debug)]
 pub struct DedicatedPorts {
     table: Arc<Mutex<Table>>,
+    records: Option<Records>,
 }
 
 #[derive(Default, Debug)]
@@ -109,6 +112,11 @@ pub struct FlowReport {
 }
 
 impl DedicatedPorts {
+    /// A table whose rows are recorded when they go.
+    pub fn recorded(records: Option<Records>) -> Self {
+        Self { table: Arc::default(), records }
+    }
+
     /// Notes that a flow has got `port`.
     pub fn hold(&self, holder: Holder, protocol: Protocol, port: u16, content_server: Option<Target>) -> DedicatedPort {
         let opened_ms = now_ms();
@@ -127,6 +135,11 @@ impl DedicatedPorts {
         table.next_row += 1;
         table.rows.insert(number, Arc::clone(&row));
         DedicatedPort { table: self.clone(), number, row }
+    }
+
+    /// Records of rows that were dropped since the start.
+    pub fn dropped_records(&self) -> u64 {
+        self.records.as_ref().map_or(0, Records::dropped)
     }
 
     /// The table, in the order in which the flows got their ports.
@@ -165,6 +178,9 @@ impl DedicatedPort {
 impl Drop for DedicatedPort {
     fn drop(&mut self) {
         self.table.lock().rows.remove(&self.number);
+        if let Some(records) = &self.table.records {
+            records.note(self.row.report(), now_ms());
+        }
     }
 }
 

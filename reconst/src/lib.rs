@@ -7,14 +7,17 @@
 pub mod accept;
 pub mod accounts;
 pub mod authority;
+pub mod backup;
 mod data_ports;
 pub mod dedicated;
 pub mod directory;
 pub mod egress;
 mod enrol;
 pub mod lines;
+mod metrics;
 pub mod provision;
 pub mod quota;
+pub mod records;
 pub mod roster;
 mod running;
 mod sockets;
@@ -31,6 +34,7 @@ use shared::{community::roster::RosterConfig, service::Shutdown, transfer::sched
 
 pub use self::{
     accounts::Database,
+    records::RecordsConfig,
     running::{Running, start},
     sockets::any_address,
 };
@@ -57,6 +61,8 @@ pub struct Config {
     pub missed_max: u32,
     /// Where `status` is answered; loopback only.
     pub admin: Option<SocketAddr>,
+    /// Where a record of each flow that is over is kept, and for how long; nowhere unless that is said.
+    pub records: Option<RecordsConfig>,
     /// How long open flows may go on once it is time to drain. Too short breaks downloads at every restart, too long delays the restart.
     pub drain_time: Duration,
 }
@@ -74,6 +80,7 @@ impl Config {
             scheduler: Policy::default(),
             missed_max: RosterConfig::default().missed_max,
             admin: None,
+            records: None,
             drain_time: DEFAULT_DRAIN_TIME,
         }
     }

@@ -14,9 +14,10 @@ use std::{
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use reconst::backup::{self, Members};
 use shared::{
     community::member::Role,
-    service::{Exit, Failure, admin, conclude, init_logging, shutdown_on_signals},
+    service::{Exit, Failure, Notice, admin, conclude, init_logging, notify, shutdown_on_signals},
 };
 
 use self::options::RunOptions;
@@ -51,6 +52,23 @@ enum Command {
     Status(Status),
     /// List the open flows: dedicated port, whose it is, content server, use
     Flows(Flows),
+    /// Copy the state to a new directory, also while reconst runs
+    Backup {
+        #[command(flatten)]
+        state: register::State,
+        /// The directory to make
+        #[arg(long, value_name = "DIR")]
+        to: std::path::PathBuf,
+    },
+    /// Make a state directory of a backup
+    Restore {
+        /// The directory that `backup` made
+        #[arg(long, value_name = "DIR")]
+        from: std::path::PathBuf,
+        /// The state directory to make
+        #[arg(long, value_name = "DIR")]
+        state: std::path::PathBuf,
+    },
     /// Check the configuration and the state without starting
     Check(#[command(flatten)] RunOptions),
     /// Print the completions for a shell
@@ -103,7 +121,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Command::Run(options) => {
                 let options = options.with_file()?;
                 init_logging(options.log_format()?);
-                reconst::run(options.into_config()?, shutdown_on_signals()).await
+                let running = reconst::start(options.into_config()?, shutdown_on_signals()).await?;
+                notify(Notice::Ready);
+                running.wait().await
             }
             Command::Status(status) => {
                 let answer = admin::fetch(status.admin, "/status").await.map_err(|error| Failure::unavailable(error.to_string()))?;
@@ -117,6 +137,22 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 } else {
                     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
                     print!("{}", flows::text(&serde_json::from_str(&answer)?, now_ms));
+                }
+                Ok(())
+            }
+            Command::Backup { state, to } => {
+                let members = backup::backup(&state.state, &to).await?;
+                println!("copied {} to {}, with the keys: keep it as secret", state.state.display(), to.display());
+                if let Members::Elsewhere(database) = members {
+                    println!("the members are in {database}: back that up with pg_dump");
+                }
+                Ok(())
+            }
+            Command::Restore { from, state } => {
+                let members = backup::restore(&from, &state).await?;
+                println!("made {} of {}", state.display(), from.display());
+                if let Members::Elsewhere(database) = members {
+                    println!("the members are in {database}: restore that with psql or pg_restore if it is lost as well");
                 }
                 Ok(())
             }

@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use ipnet::IpNet;
-use reconst::Config;
+use reconst::{Config, RecordsConfig};
 use serde::Deserialize;
 use shared::service::{Failure, LogFormat, read_config};
 
@@ -44,6 +44,16 @@ pub(crate) struct RunOptions {
     /// Answer `reconst status` here; loopback only
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
+    /// Keep a record of each flow that is over in files in this directory, one a day
+    #[arg(long, value_name = "DIR")]
+    records: Option<PathBuf>,
+    /// How many days such a file is kept [default: 30]
+    #[arg(long, value_name = "N")]
+    records_days: Option<u16>,
+    /// Have the records say where each flow went
+    #[arg(long)]
+    #[serde(default)]
+    record_destinations: bool,
     /// How long open flows may go on after SIGTERM, in seconds [default: 20]
     #[arg(long, value_name = "SECONDS")]
     drain_time: Option<u64>,
@@ -65,6 +75,9 @@ impl RunOptions {
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
             missed_announces: self.missed_announces.or(file.missed_announces),
             admin: self.admin.or(file.admin),
+            records: self.records.or(file.records),
+            records_days: self.records_days.or(file.records_days),
+            record_destinations: self.record_destinations || file.record_destinations,
             drain_time: self.drain_time.or(file.drain_time),
             log_format: self.log_format.or(file.log_format),
             config: self.config,
@@ -83,6 +96,14 @@ impl RunOptions {
         config.egress_allow = self.egress_allow.iter().map(parse).collect::<Result<_, _>>()?;
         config.missed_max = self.missed_announces.unwrap_or(config.missed_max).max(1);
         config.admin = self.admin;
+        if self.records.is_none() && (self.records_days.is_some() || self.record_destinations) {
+            return Err(Failure::config("records-days and record-destinations say more about records: give --records DIR as well"));
+        }
+        config.records = self.records.map(|directory| RecordsConfig {
+            directory,
+            days: self.records_days.unwrap_or(RECORDS_DAYS),
+            has_destinations: self.record_destinations,
+        });
         if let Some(seconds) = self.drain_time {
             if seconds > DRAIN_SECONDS_MAX {
                 return Err(Failure::config(format!("the drain time of {seconds} s is above {DRAIN_SECONDS_MAX} s: choose a shorter one")));
@@ -101,6 +122,9 @@ fn parsed_network(text: &str) -> Result<IpNet, String> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     network.map(|network| network.trunc()).ok_or_else(|| format!("`{text}` is not a network: write it as in 10.0.0.0/8 or fd00::/8"))
 }
+
+/// Long enough for a complaint to come in, and no longer than most laws allow without a duty to keep them.
+const RECORDS_DAYS: u16 = 30;
 
 /// A day: who waits longer than that has forgotten the restart.
 const DRAIN_SECONDS_MAX: u64 = 86_400;

@@ -1,6 +1,7 @@
 //! Starting all the parts, and ending them in order.
 
 use std::{
+    fs::File,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -13,21 +14,28 @@ use shared::{
         CLOSE_LEAVING,
         tls::{PATH_ALPN, login_port_crypto, server_crypto},
     },
-    service::{Exit, Failure, Shutdown, admin, bind_failure},
+    service::{
+        Exit, Failure, Notice, Shutdown,
+        admin::{self, Page},
+        bind_failure, notify,
+    },
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::{
     Config,
     accept::Sessions,
-    accounts::Accounts,
+    accounts::{Accounts, Claim},
     data_ports::DataPorts,
+    dedicated::DedicatedPorts,
     directory::{self, DataAddresses, Directory},
     egress::Egress,
     enrol::Enroller,
     lines::Lines,
+    metrics::Figures,
     provision,
     quota::Keeper,
+    records::{Records, Writer},
     sockets,
     state::StateDir,
 };
@@ -47,8 +55,11 @@ pub struct Running {
     following: JoinHandle<()>,
     following_lines: JoinHandle<()>,
     keeping: JoinHandle<()>,
+    records: Option<Writer>,
     drain_time: Duration,
     shutdown: Shutdown,
+    /// That no other `reconst` keeps counts for the same members.
+    _claims: (File, Option<Claim>),
 }
 
 /// Starts `reconst`; all its sockets are bound when this returns.
@@ -59,6 +70,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let state = StateDir::open(&config.state_dir)?;
     let kept = state.database()?;
     let accounts = Accounts::open(config.database.as_ref().unwrap_or(&kept)).await.map_err(Failure::from)?;
+    let claims = (state.claim()?, accounts.claim().await.map_err(Failure::from)?);
     provision::renew_server_certificate(&state, &accounts).await?;
     let (authority, server) = (state.authority_pem()?, state.server_certificate()?);
     let unusable = |error| Failure::new(Exit::Data, format!("the certificates in {}: {error}", config.state_dir.display()));
@@ -70,8 +82,16 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     };
     let admin_address = admin.as_ref().map(|listener| listener.local_addr()).transpose()?;
     let egress = Egress::new(config.egress_allow, admin_address.into_iter().collect());
+    let (records, writer) = match &config.records {
+        Some(records) => {
+            let failure = |error| Failure::config(format!("--records {}: {error}", records.directory.display()));
+            let (records, writer) = Records::start(records).map_err(failure)?;
+            (Some(records), Some(writer))
+        }
+        None => (None, None),
+    };
     let keeper = Keeper::new(accounts.clone());
-    let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, config.scheduler);
+    let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, DedicatedPorts::recorded(records), config.scheduler);
 
     let login_port = match config.login_port_override {
         Some(port) => port,
@@ -101,8 +121,13 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         let (sessions, keeper, directory) = (sessions.clone(), keeper.clone(), directory.clone());
         let data_addresses = data_addresses.clone();
         let page = move |path: &str| match path {
-            "/status" => Some(status(&sessions, &keeper, &directory, &data_addresses, login_address)),
-            "/flows" => Some(json!(sessions.dedicated_ports().report())),
+            "/status" => Some(Page::Json(status(&sessions, &keeper, &directory, &data_addresses, login_address))),
+            "/flows" => Some(Page::Json(json!(sessions.dedicated_ports().report()))),
+            "/metrics" => Some(Page::Text(figures(&sessions, &keeper, &directory, &data_addresses).text())),
+            "/readyz" => Some(match keeper.behind() {
+                None => Page::Text("ready\n".into()),
+                Some(behind) => Page::Unwell(format!("the member database has not answered for {} s\n", behind.as_secs())),
+            }),
             _ => None,
         };
         tokio::spawn(admin::serve_pages(listener, page, shutdown.clone()));
@@ -138,8 +163,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         following,
         following_lines,
         keeping,
+        records: writer,
         drain_time: config.drain_time,
         shutdown,
+        _claims: claims,
     })
 }
 
@@ -180,6 +207,7 @@ impl Running {
     /// If a part of it failed.
     pub async fn wait(self) -> anyhow::Result<()> {
         self.shutdown.draining().await;
+        notify(Notice::Stopping);
         let data_ports = self.serving_lans.await?;
         tokio::select! {
             () = flows_are_over(&self.sessions, self.drain_time) => {}
@@ -194,6 +222,9 @@ impl Running {
         self.keeping.abort();
         self.keeper.keep().await;
         self.accounts.close().await;
+        if let Some(writer) = self.records {
+            let _ = tokio::task::spawn_blocking(|| writer.end()).await;
+        }
         tracing::info!("reconst has stopped");
         Ok(())
     }
@@ -203,6 +234,25 @@ async fn flows_are_over(sessions: &Sessions, at_most: Duration) {
     let begun = Instant::now();
     while sessions.finishing_flows() > 0 && begun.elapsed() < at_most {
         tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn figures(sessions: &Sessions, keeper: &Keeper, directory: &Directory, data_addresses: &watch::Receiver<DataAddresses>) -> Figures {
+    let (kept, reports) = (keeper.figures(), sessions.report());
+    Figures {
+        lans: data_addresses.borrow().len(),
+        lines: directory.report().len(),
+        sessions: reports.len(),
+        paths: reports.iter().map(|session| session.paths).sum(),
+        flows: sessions.open_flows(),
+        udp_flows: sessions.open_udp_flows(),
+        users: kept.users,
+        users_beyond_quota: kept.users_beyond_quota,
+        up_bytes: kept.up_bytes,
+        down_bytes: kept.down_bytes,
+        refused_flows: kept.refused_flows,
+        dropped_records: sessions.dedicated_ports().dropped_records(),
+        behind_seconds: keeper.behind().map_or(0, |behind| behind.as_secs()),
     }
 }
 

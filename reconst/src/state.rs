@@ -4,7 +4,7 @@
 //! key that others could read is refused. What is in the member database is left to [`accounts`](crate::accounts).
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -95,6 +95,40 @@ impl StateDir {
         match postgres {
             Some(Database::Postgres(url)) => create_secret(&self.path.join(DATABASE_URL), &format!("{url}\n")),
             _ => create_secret(&self.path.join(DATABASE), ""),
+        }
+    }
+
+    /// Copies all but the members to a new state directory at `path`.
+    ///
+    /// # Errors
+    /// If something can't be read or written.
+    pub fn copy_to(&self, path: &Path) -> Result<Self, Failure> {
+        let copy = Self::create(path)?;
+        for (name, mode) in [(AUTHORITY_KEY, 0o600), (AUTHORITY_CERTIFICATE, 0o644), (SERVER_KEY, 0o600), (SERVER_CERTIFICATE, 0o644)] {
+            create(&path.join(name), &self.read(name)?, mode)?;
+        }
+        match self.database()? {
+            database @ Database::Postgres(_) => copy.choose_database(Some(&database))?,
+            Database::File(_) => copy.choose_database(None)?,
+        }
+        Ok(copy)
+    }
+
+    /// Claims the state for this program, until what is given is dropped.
+    ///
+    /// # Errors
+    /// If another one has it.
+    pub fn claim(&self) -> Result<File, Failure> {
+        let path = self.path.join(CLAIM);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(|error| failure("write", &path, &error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(Failure::unavailable(format!("another reconst runs on {}: end it first", self.path.display())))
+            }
+            Err(fs::TryLockError::Error(error)) => Err(failure("lock", &path, &error)),
         }
     }
 
@@ -195,6 +229,7 @@ const SERVER_KEY: &str = "server.key";
 const SERVER_CERTIFICATE: &str = "server.pem";
 const DATABASE: &str = "members.db";
 const DATABASE_URL: &str = "database";
+const CLAIM: &str = "running.lock";
 
 #[cfg(test)]
 mod tests {

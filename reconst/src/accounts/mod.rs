@@ -39,6 +39,7 @@ use tokio::sync::watch;
 
 pub use self::{
     database::{Database, DatabaseError},
+    schema::Claim,
     usage::Count,
 };
 pub use shared::community::quota::{Limits, Quota};
@@ -169,6 +170,9 @@ pub enum AccountsError {
         /// The member's name.
         name: Name,
     },
+    /// Another reconst keeps counts there.
+    #[error("another reconst serves this member database: end it first")]
+    Claimed,
     /// The store holds what it can't, or is of a later version.
     #[error("the member database is damaged or of a later version ({0}): restore it from a backup or upgrade reconst")]
     Damaged(String),
@@ -181,7 +185,7 @@ impl From<AccountsError> for Failure {
     fn from(error: AccountsError) -> Self {
         let exit = match &error {
             AccountsError::Damaged(_) => Exit::Data,
-            AccountsError::Database(_) => Exit::Unavailable,
+            AccountsError::Database(_) | AccountsError::Claimed => Exit::Unavailable,
             _ => Exit::Config,
         };
         Self::new(exit, error.to_string())

@@ -2,18 +2,25 @@
 
 use std::{
     os::unix::ffi::OsStrExt,
+    path::Path,
     sync::{Arc, Once},
     time::Duration,
 };
 
 use sqlx::{
-    Any, AssertSqlSafe, Executor, SqlSafeStr, Transaction,
+    Any, AnyConnection, AssertSqlSafe, Executor, SqlSafeStr, Transaction,
     any::{AnyConnectOptions, AnyPoolOptions},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 use tokio::sync::watch;
 
 use super::{Accounts, AccountsError, Database};
+
+/// That this program alone keeps counts in a store.
+#[derive(Debug)]
+pub struct Claim {
+    _connection: AnyConnection,
+}
 
 /// Which of the two stores it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +63,39 @@ impl Accounts {
             Err(MigrateError::Execute(error)) => Err(AccountsError::Database(error)),
             Err(error) => Err(AccountsError::Damaged(error.to_string())),
         }
+    }
+
+    /// Claims the store for this program, until what is given is dropped: counts of two would overwrite each other's. A file of SQLite is claimed
+    /// with its state directory.
+    ///
+    /// # Errors
+    /// If another one has it, or the store does not answer.
+    pub async fn claim(&self) -> Result<Option<Claim>, AccountsError> {
+        if self.backend == Backend::Sqlite {
+            return Ok(None);
+        }
+        let mut connection = self.pool.acquire().await?.detach();
+        let is_claimed: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(CLAIM_KEY).fetch_one(&mut connection).await?;
+        if is_claimed { Ok(Some(Claim { _connection: connection })) } else { Err(AccountsError::Claimed) }
+    }
+
+    /// Copies the store, as it is at one moment, into an empty file of SQLite. Others may read and write meanwhile.
+    ///
+    /// # Errors
+    /// If the store is none of SQLite, or the file can't be written.
+    pub async fn copy_to(&self, path: &Path) -> Result<(), AccountsError> {
+        let path = path.to_str().ok_or_else(|| AccountsError::Damaged(format!("the path {}", path.display())))?;
+        sqlx::query("VACUUM INTO $1").bind(path).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Looks whether a store of SQLite is whole.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub async fn check(&self) -> Result<(), AccountsError> {
+        let found: String = sqlx::query_scalar("PRAGMA integrity_check(1)").fetch_one(&self.pool).await?;
+        if found == "ok" { Ok(()) } else { Err(AccountsError::Damaged(found)) }
     }
 
     /// Closes the store's connections; what was written stays.
@@ -118,6 +158,9 @@ fn percent_encoded(path: &[u8]) -> String {
 /// What others read meanwhile does not wait for writers, and what was committed survives a power cut. A command waits 5 s for another's
 /// transaction.
 const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
+
+/// A number that no other program is likely to lock in the same database: `tributar` in ASCII.
+const CLAIM_KEY: i64 = 0x7472_6962_7574_6172;
 
 /// Lookups while sessions come up in crowds; one more is held to notice changes.
 const CONNECTIONS_MAX: u32 = 4;

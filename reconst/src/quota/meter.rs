@@ -118,6 +118,7 @@ impl Meter for FlowMeter {
     }
 
     fn on_moved(&mut self, bytes: usize) {
+        self.user.on_moved(self.way, bytes);
         if let Some((grant, _)) = &mut self.grant {
             grant.bytes = grant.bytes.saturating_sub(bytes as u64);
             if grant.bytes == 0 {
@@ -179,7 +180,7 @@ impl ParcelMeter {
         while let Some(grant) = self.grant {
             let wait = self.user.lock().wait(Instant::now(), self.way, grant.ticket);
             match wait {
-                None => self.grant = None,
+                None => self.move_it(grant),
                 Some(wait) => tokio::time::sleep(wait.min(LOOKED_AGAIN_AFTER)).await,
             }
         }
@@ -190,9 +191,14 @@ impl ParcelMeter {
         if let Some(grant) = self.grant
             && self.user.lock().wait(Instant::now(), self.way, grant.ticket).is_none()
         {
-            self.grant = None;
+            self.move_it(grant);
         }
         self.grant.is_none()
+    }
+
+    fn move_it(&mut self, grant: Grant) {
+        self.user.on_moved(self.way, grant.bytes as usize);
+        self.grant = None;
     }
 }
 

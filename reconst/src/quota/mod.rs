@@ -11,7 +11,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -20,7 +20,7 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Identity,
-        quota::{Account, Limits, Refused, UnixSeconds, WallClock},
+        quota::{Account, Limits, Refused, UnixSeconds, WallClock, Way},
     },
     target::{Refusal, RefusalKind},
 };
@@ -42,6 +42,30 @@ struct Shared {
     time: Arc<AtomicI64>,
     /// Since when the store has not taken the counts.
     behind_since: Mutex<Option<Instant>>,
+    totals: Arc<Totals>,
+}
+
+/// What has moved since the start, of all users.
+#[derive(Default)]
+struct Totals {
+    up_bytes: AtomicU64,
+    down_bytes: AtomicU64,
+    refused_flows: AtomicU64,
+}
+
+/// The figures of all accounts together.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct KeeperFigures {
+    /// Users who have sessions.
+    pub users: usize,
+    /// Those of them whose quota is used up.
+    pub users_beyond_quota: usize,
+    /// Payload towards content servers since the start, in bytes.
+    pub up_bytes: u64,
+    /// From content servers.
+    pub down_bytes: u64,
+    /// Flows refused since the start.
+    pub refused_flows: u64,
 }
 
 /// A user's account and who it is.
@@ -49,6 +73,7 @@ pub struct UserAccount {
     identity: Identity,
     account: Mutex<Account>,
     time: Arc<AtomicI64>,
+    totals: Arc<Totals>,
 }
 
 /// A flow that is counted among its user's, until dropped.
@@ -87,6 +112,7 @@ impl Keeper {
             clock: Mutex::new(clock),
             time,
             behind_since: Mutex::default(),
+            totals: Arc::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -107,7 +133,12 @@ impl Keeper {
         }
         let used = shared.accounts.used(member.account).await?;
         let account = Account::new(Instant::now(), shared.time(), member.limits.clone(), member.since, used);
-        let user = Arc::new(UserAccount { identity: member.identity.clone(), account: Mutex::new(account), time: shared.time.clone() });
+        let user = Arc::new(UserAccount {
+            identity: member.identity.clone(),
+            account: Mutex::new(account),
+            time: shared.time.clone(),
+            totals: shared.totals.clone(),
+        });
         shared.lock().insert(member.account, user.clone());
         Ok(user)
     }
@@ -152,6 +183,19 @@ impl Keeper {
     /// For how long the counts could not be kept, if they can't.
     pub fn behind(&self) -> Option<Duration> {
         self.shared.behind_since.lock().expect("nothing panics under the lock").map(|since| since.elapsed())
+    }
+
+    /// The figures of all users together.
+    pub fn figures(&self) -> KeeperFigures {
+        let users: Vec<_> = self.shared.lock().values().cloned().collect();
+        let totals = &self.shared.totals;
+        KeeperFigures {
+            users: users.len(),
+            users_beyond_quota: users.iter().filter(|user| user.lock().is_exhausted()).count(),
+            up_bytes: totals.up_bytes.load(Ordering::Relaxed),
+            down_bytes: totals.down_bytes.load(Ordering::Relaxed),
+            refused_flows: totals.refused_flows.load(Ordering::Relaxed),
+        }
     }
 
     /// The figures of each user who is here.
@@ -221,8 +265,21 @@ impl UserAccount {
     /// # Errors
     /// The refusal that the application gets, if the quota is used up or too many flows are open.
     pub fn open_flow(self: &Arc<Self>) -> Result<OpenFlow, Refusal> {
-        self.lock().open_flow(self.time()).map_err(|refused| refusal(&refused))?;
+        let opened = self.lock().open_flow(self.time());
+        opened.map_err(|refused| {
+            self.totals.refused_flows.fetch_add(1, Ordering::Relaxed);
+            refusal(&refused)
+        })?;
         Ok(OpenFlow { user: self.clone() })
+    }
+
+    /// Notes bytes that have moved.
+    fn on_moved(&self, way: Way, bytes: usize) {
+        let total = match way {
+            Way::Up => &self.totals.up_bytes,
+            Way::Down => &self.totals.down_bytes,
+        };
+        total.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn set_limits(&self, limits: Limits) {
@@ -284,10 +341,7 @@ pub const KEPT_EVERY: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use shared::{
-        community::{
-            member::Role,
-            quota::{Quota, Way},
-        },
+        community::{member::Role, quota::Quota},
         units::Size,
     };
 

@@ -44,6 +44,17 @@ pub enum FetchError {
     },
 }
 
+/// What the endpoint answers with.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Page {
+    /// 200 and JSON.
+    Json(serde_json::Value),
+    /// 200 and plain text.
+    Text(String),
+    /// 503 and plain text, for who asks whether all is well.
+    Unwell(String),
+}
+
 /// Binds the endpoint's socket.
 ///
 /// # Errors
@@ -60,13 +71,13 @@ pub async fn serve<S>(listener: TcpListener, status: S, shutdown: Shutdown)
 where
     S: Fn() -> serde_json::Value + Send + Sync + 'static,
 {
-    serve_pages(listener, move |path: &str| (path == "/status").then(&status), shutdown).await;
+    serve_pages(listener, move |path: &str| (path == "/status").then(|| Page::Json(status())), shutdown).await;
 }
 
-/// As [`serve`], with the JSON that `page` gives for each path.
+/// As [`serve`], with what `page` gives for each path.
 pub async fn serve_pages<P>(listener: TcpListener, page: P, shutdown: Shutdown)
 where
-    P: Fn(&str) -> Option<serde_json::Value> + Send + Sync + 'static,
+    P: Fn(&str) -> Option<Page> + Send + Sync + 'static,
 {
     let page = Arc::new(page);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -130,7 +141,7 @@ pub async fn fetch(address: SocketAddr, path: &str) -> Result<String, FetchError
     }
 }
 
-fn answer(request: &Request<Incoming>, page: &impl Fn(&str) -> Option<serde_json::Value>) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, page: &impl Fn(&str) -> Option<Page>) -> Response<Full<Bytes>> {
     if !has_loopback_host(request) {
         return text(StatusCode::FORBIDDEN, "This endpoint answers only to localhost, 127.0.0.1 and [::1].\n");
     }
@@ -140,7 +151,9 @@ fn answer(request: &Request<Incoming>, page: &impl Fn(&str) -> Option<serde_json
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         path => match page(path) {
-            Some(page) => {
+            Some(Page::Text(page)) => text(StatusCode::OK, page),
+            Some(Page::Unwell(problem)) => text(StatusCode::SERVICE_UNAVAILABLE, problem),
+            Some(Page::Json(page)) => {
                 let mut response = text(StatusCode::OK, format!("{page:#}\n"));
                 response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
                 response

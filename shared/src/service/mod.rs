@@ -7,6 +7,7 @@
 //! * [`Failure`], [`conclude`]: the one message and the exit code that a program ends with.
 //! * [`StateFile`]: what is remembered from one run to the next.
 //! * [`NetworkWatch`]: whether this PC's network is another, or it has slept.
+//! * [`notify()`]: telling the service manager.
 //! * [`admin`]: the HTTP endpoint behind `status`.
 //! * `control`: the Unix socket by which the owner commands a program.
 
@@ -18,6 +19,8 @@ mod files;
 pub mod joining;
 mod logging;
 mod network;
+#[cfg(unix)]
+mod notify;
 mod profile_file;
 mod shutdown;
 mod state;
@@ -26,6 +29,8 @@ pub use failure::{Exit, Failure, bind_failure, conclude};
 pub use files::{FileError, read_config, read_profile, read_secret, replace_secret};
 pub use logging::{LogFormat, init_logging};
 pub use network::{NetworkChange, NetworkWatch};
+#[cfg(unix)]
+pub use notify::{Notice, notify};
 pub use profile_file::{ProfilePlace, default_profile, found_profile, is_root, system_state};
 pub use shutdown::{Reloads, Shutdown, reload_on_hangup, shutdown_on_signals};
 pub use state::{StateFile, default_folder};

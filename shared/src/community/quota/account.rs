@@ -102,6 +102,11 @@ impl Account {
         self.used_by_period.get(&self.span.start).copied().unwrap_or_default()
     }
 
+    /// Whether the quota is used up.
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted().is_some()
+    }
+
     /// Flows open now.
     pub fn flows(&self) -> u32 {
         self.flows

@@ -1,0 +1,306 @@
+//! Measures what quotas hold and cost: overshoot, the member database with many members, a grant. See `--help`.
+
+use std::{
+    hint::black_box,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use clap::Parser;
+use neighbourhood::{
+    load::{Client, Span, Via},
+    neighbourhood::{Neighbourhood, Plan},
+    scene::Scene,
+    stream::CounterStream,
+};
+use reconst::{
+    Database,
+    accounts::{Limits, MemberId, Quota, registry::IssuedTo},
+    provision::{DEFAULT_LOGIN_PORT, Registrar},
+};
+use shared::{
+    community::{
+        member::{Identity, Name, Role},
+        quota::{Account, Counts, UnixSeconds, Used, Way},
+    },
+    ids::LanId,
+    service::Shutdown,
+    target::Host,
+    units::Size,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+};
+
+/// Measure what quotas hold and cost
+#[derive(Parser, Debug)]
+#[command(name = "quotas")]
+struct Arguments {
+    /// The quota that flows run into
+    #[arg(long, default_value = "50MB")]
+    quota: Size,
+    /// How many flows at once; repeat for more
+    #[arg(long, default_values_t = [1, 50, 500])]
+    flows: Vec<usize>,
+    /// Users in the database
+    #[arg(long, default_value_t = 10_000)]
+    users: usize,
+    /// LANs in the database
+    #[arg(long, default_value_t = 500)]
+    lans: u16,
+    /// A PostgreSQL database, new and empty, in place of SQLite
+    #[arg(long)]
+    database: Option<Database>,
+}
+
+fn main() -> ExitCode {
+    shared::service::conclude(run(Arguments::parse()))
+}
+
+#[tokio::main]
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    grants();
+    members(&arguments).await?;
+    rate().await?;
+    shares().await?;
+    overshoot(&arguments).await
+}
+
+/// Holds a user to a rate and prints what a download gets of it, and how long requests beside it wait.
+async fn rate() -> anyhow::Result<()> {
+    let scene = Scene::parse("wide", "description = 'One wide line.'\n[[line]]\ndown = '100M'\nup = '100M'\nrtt-ms = 20\n")?;
+    let neighbourhood = Neighbourhood::start(Plan::new(scene)).await?;
+    let accounts = neighbourhood.registrar().accounts();
+    let account = accounts.user(&name("elm")?, &name("user1")?).await?.account;
+    let limits = Limits { rate_up: Some("5M".parse()?), rate_down: Some("5M".parse()?), ..Limits::default() };
+    accounts.set_limits(account, &limits).await?;
+    tokio::time::sleep(SETTLED).await;
+    let client = neighbourhood.client();
+    client.fresh_request(100).await?;
+    let idle = client.fresh_requests(50, 100, Duration::from_millis(20)).await?;
+    for (way, flows) in [("down", 1), ("up", 1), ("down", 20)] {
+        let span = Span { total: Duration::from_secs(33), warm_up: Duration::from_secs(3) };
+        let mut bulks = JoinSet::new();
+        for _ in 0..flows {
+            let client = client.clone();
+            bulks.spawn(async move { if way == "down" { client.download_for(span).await } else { client.upload_for(span).await } });
+        }
+        tokio::time::sleep(span.warm_up).await;
+        let loaded = client.fresh_requests(200, 100, Duration::from_millis(100)).await?;
+        let mut goodput = 0.0;
+        while let Some(bulk) = bulks.join_next().await {
+            goodput += bulk??.goodput;
+        }
+        println!(
+            "5 Mbit/s {way}, {flows} flows: {:.3} Mbit/s; a request of 100 B takes {:?}, 95 % within {:?} (idle {:?}, {:?})",
+            goodput / 1e6,
+            loaded.quantile(0.5),
+            loaded.quantile(0.95),
+            idle.quantile(0.5),
+            idle.quantile(0.95)
+        );
+    }
+    neighbourhood.stop().await
+}
+
+/// Has a user with a hundred flows and one with one share a line, and prints who gets what.
+async fn shares() -> anyhow::Result<()> {
+    let scene = Scene::parse("shared", "description = 'A line for two.'\n[[line]]\ndown = '40M'\nup = '40M'\nrtt-ms = 20\n")?;
+    let neighbourhood = Neighbourhood::start(Plan::new(scene)).await?;
+    let other = neighbourhood.registrar().add_user(&name("elm")?, &name("user2")?, &Limits::default()).await?;
+    let proxy = neighbourhood.add_proxy(&other, &[0]).await?;
+    proxy.wait_for_paths(1).await?;
+    for way in ["down", "up"] {
+        let (many, one) = (neighbourhood.client(), neighbourhood.client_of(Via::Socks5(proxy.address())));
+        let span = Span { total: Duration::from_secs(25), warm_up: Duration::from_secs(5) };
+        let mut bulks = JoinSet::new();
+        for number in 0..101 {
+            let client = if number == 0 { one.clone() } else { many.clone() };
+            bulks.spawn(async move {
+                let bulk = if way == "down" { client.download_for(span).await } else { client.upload_for(span).await };
+                (number == 0, bulk)
+            });
+        }
+        let (mut of_many, mut of_one) = (0.0, 0.0);
+        while let Some(done) = bulks.join_next().await {
+            let (is_one, bulk) = done?;
+            *if is_one { &mut of_one } else { &mut of_many } += bulk?.goodput;
+        }
+        println!("two users of a line of 40 Mbit/s, {way}: 100 flows {:.2} Mbit/s, 1 flow {:.2} Mbit/s", of_many / 1e6, of_one / 1e6);
+    }
+    proxy.stop().await?;
+    neighbourhood.stop().await
+}
+
+/// Runs flows into a quota and prints what arrived.
+async fn overshoot(arguments: &Arguments) -> anyhow::Result<()> {
+    let scene = Scene::parse("wide", "description = 'One wide line.'\n[[line]]\ndown = '1G'\nup = '1G'\nrtt-ms = 4\n")?;
+    let neighbourhood = Neighbourhood::start(Plan::new(scene)).await?;
+    let (accounts, elm, user) = (neighbourhood.registrar().accounts(), name("elm")?, name("user1")?);
+    println!("| flows | way | quota | arrived | beyond | counted, not arrived |\n| --- | --- | --- | --- | --- | --- |");
+    let size = arguments.quota.bytes;
+    for &flows in &arguments.flows {
+        for (counts, label) in [(Counts::Down, "down"), (Counts::Up, "up"), (Counts::Both, "both")] {
+            let before = used(&neighbourhood).await?;
+            let quota_for = |bytes| Limits { quota: Some(Quota { counts, ..Quota::of(Size { bytes }) }), ..Limits::default() };
+            let counted_before = quota_for(1).quota.map_or(0, |quota| quota.counted(before));
+            let account = accounts.user(&elm, &user).await?.account;
+            accounts.set_limits(account, &quota_for(counted_before + size)).await?;
+            let client = neighbourhood.client();
+            wait_until("the quota holds", || {
+                let shown = neighbourhood.reconst().map(|reconst| reconst.status()["accounts"][0]["quota_bytes"].as_u64());
+                shown.flatten().is_none_or(|shown| shown == counted_before + size)
+            })
+            .await?;
+            let mut endings = neighbourhood.content().endings();
+            let down_bytes = Arc::new(AtomicU64::new(0));
+            let mut tasks = JoinSet::new();
+            for number in 0..flows {
+                let is_down = counts == Counts::Down || counts == Counts::Both && number % 2 == 0;
+                tasks.spawn(flow(client.clone(), is_down, down_bytes.clone()));
+            }
+            let mut up_bytes = 0;
+            while let Some(command_bytes) = tasks.join_next().await {
+                up_bytes += command_bytes?;
+            }
+            tokio::time::sleep(SETTLED).await;
+            while let Ok(ending) = endings.try_recv() {
+                anyhow::ensure!(ending.is_exact, "a byte was wrong");
+                up_bytes += ending.bytes;
+            }
+            let arrived = Used { up: up_bytes, down: down_bytes.load(Ordering::Relaxed) };
+            let arrived = quota_for(1).quota.map_or(0, |quota| quota.counted(arrived));
+            let after = used(&neighbourhood).await?;
+            let counted = quota_for(1).quota.map_or(0, |quota| quota.counted(after)) - counted_before;
+            println!("| {flows} | {label} | {size} | {arrived} | {} | {} |", arrived.saturating_sub(size), counted.saturating_sub(arrived));
+        }
+    }
+    neighbourhood.stop().await
+}
+
+/// Moves bytes until the flow is broken; notes what came down, gives the length of the command if it went up.
+async fn flow(client: Client, is_down: bool, down_bytes: Arc<AtomicU64>) -> u64 {
+    let command = if is_down { "D 0\n" } else { "U\n" };
+    let Ok(socket) = client.ask(command).await else { return 0 };
+    let (mut reads, mut writes) = socket.into_split();
+    let reading = async {
+        let mut buffer = vec![0; 65_536];
+        while let Ok(len @ 1..) = reads.read(&mut buffer).await {
+            down_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        }
+    };
+    let writing = async {
+        let mut stream = CounterStream::new(0);
+        let mut buffer = vec![0; 65_536];
+        loop {
+            stream.fill(&mut buffer);
+            if writes.write_all(&buffer).await.is_err() {
+                return;
+            }
+        }
+    };
+    if is_down {
+        reading.await;
+    } else {
+        tokio::join!(reading, writing);
+    }
+    command.len() as u64
+}
+
+async fn used(neighbourhood: &Neighbourhood) -> anyhow::Result<Used> {
+    let report = neighbourhood.registrar().accounts().user_report(&name("elm")?, &name("user1")?, now()).await?;
+    Ok(Used { up: report.up_bytes, down: report.down_bytes })
+}
+
+/// Fills a database, and prints what it costs to start from, to ask and to keep counts in.
+async fn members(arguments: &Arguments) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let state = scratch.path().join("state");
+    let host = Host::parse("127.0.0.1")?;
+    let registrar = Registrar::init_with(&state, &[host], DEFAULT_LOGIN_PORT, arguments.database.as_ref()).await?;
+    for number in 1..=arguments.lans {
+        registrar.add_lan(&name(&format!("lan{number}"))?, Some(LanId(number)), None).await?;
+    }
+    let accounts = registrar.accounts();
+    let begun = Instant::now();
+    let limits = Limits { quota: Some(Quota::of(Size { bytes: 100_000_000_000 })), ..Limits::default() };
+    let expires_at = time::OffsetDateTime::now_utc() + time::Duration::days(1);
+    let mut members: Vec<MemberId> = Vec::new();
+    for number in 0..arguments.users {
+        let lan = LanId(1 + (number % usize::from(arguments.lans)) as u16);
+        let identity = Identity { name: name(&format!("user{number}"))?, role: Role::User, lan };
+        let der = format!("certificate of {number:>480}");
+        let issued = IssuedTo { der: der.as_bytes(), expires_at };
+        members.push(accounts.add_member(&name(&format!("lan{}", lan.0))?, &identity, &limits, issued).await?);
+    }
+    let each = |begun: Instant, count: usize| begun.elapsed() / count.max(1) as u32;
+    println!("{} users in {} LANs; one added in {:?}", arguments.users, arguments.lans, each(begun, arguments.users));
+    let begun = Instant::now();
+    for number in 0..LOOKUPS {
+        let der = format!("certificate of {:>480}", number * 7919 % arguments.users.max(1));
+        accounts.authorise(&der.into_bytes().into(), Role::User).await.context("a member")?;
+    }
+    println!("login: {:?} each", each(begun, LOOKUPS));
+    let begun = Instant::now();
+    let reports = accounts.user_reports(now()).await?;
+    println!("list of {} users: {:?}", reports.len(), begun.elapsed());
+    let counts: Vec<_> = members.iter().map(|member| (*member, UnixSeconds(0), Used { up: 1, down: 2 })).collect();
+    for round in ["first", "again"] {
+        let begun = Instant::now();
+        accounts.keep_used(&counts).await?;
+        println!("counts of {} users kept, {round}: {:?}", counts.len(), begun.elapsed());
+    }
+    accounts.close().await;
+    let mut config = reconst::Config::new(&state, "127.0.0.1".parse()?);
+    config.login_port_override = Some(0);
+    config.has_ephemeral_data_ports = true;
+    let shutdown = Shutdown::new();
+    let begun = Instant::now();
+    let running = reconst::start(config, shutdown.clone()).await?;
+    println!("reconst started in {:?}", begun.elapsed());
+    shutdown.request();
+    running.wait().await
+}
+
+/// Prints what a grant costs, with and without a rate.
+fn grants() {
+    let limits = Limits { quota: Some(Quota::of(Size { bytes: u64::MAX >> 1 })), ..Limits::default() };
+    let begun = Instant::now();
+    let mut account = Account::new(begun, now(), limits, now(), Default::default());
+    let time = now();
+    for _ in 0..GRANTS {
+        let grant = account.take(Instant::now(), time, Way::Down, 65_536).expect("a quota without end");
+        black_box(account.wait(Instant::now(), Way::Down, grant.ticket));
+    }
+    let each = begun.elapsed() / GRANTS;
+    println!("a grant: {each:?}, {:?} a GB in pieces of 64 KiB", each * (1_000_000_000 / 65_536));
+}
+
+async fn wait_until(what: &str, holds: impl Fn() -> bool) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while !holds() {
+        anyhow::ensure!(begun.elapsed() < Duration::from_secs(20), "{what} in time");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+fn name(text: &str) -> anyhow::Result<Name> {
+    text.parse().context("a name")
+}
+
+fn now() -> UnixSeconds {
+    UnixSeconds(time::OffsetDateTime::now_utc().unix_timestamp())
+}
+
+const LOOKUPS: usize = 5_000;
+const GRANTS: u32 = 1_000_000;
+
+/// For counts to be kept, and endings to be told.
+const SETTLED: Duration = Duration::from_millis(1500);
