@@ -46,6 +46,8 @@ enum Command {
     /// List and withdraw invites
     #[command(subcommand)]
     Invite(inviting::InviteCommand),
+    /// List who changed what: LANs, members, limits
+    Audit(register::Audit),
     /// Serve until SIGTERM or Ctrl-C
     Run(#[command(flatten)] RunOptions),
     /// Show what the running reconst does, as JSON
@@ -118,6 +120,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Command::User(command) => command.execute().await,
             Command::Relay(command) => command.execute().await,
             Command::Invite(command) => command.execute().await,
+            Command::Audit(audit) => audit.execute().await,
             Command::Run(options) => {
                 let options = options.with_file()?;
                 init_logging(options.log_format()?);

@@ -101,6 +101,11 @@ impl Registrar {
         Ok(Self { accounts, authority: state.authority()?, public })
     }
 
+    /// This registrar, with changes logged as `actor`'s.
+    pub fn acting_as(self, actor: &str) -> Self {
+        Self { accounts: self.accounts.acting_as(actor), ..self }
+    }
+
     /// The accounts behind it, to list and remove.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
@@ -328,6 +333,26 @@ mod tests {
             .expect("noticed in time")
             .expect("following");
         following.abort();
+    }
+
+    #[tokio::test]
+    async fn every_change_is_logged_with_who_made_it() {
+        let Neighbourhood { registrar, scratch: _scratch } = Neighbourhood::new().await;
+        let registrar = registrar.acting_as("ada (uid 1000)");
+        let (elm, ann) = (name("elm"), name("ann"));
+        registrar.add_user(&elm, &ann, &Limits::default()).await.expect("a new user");
+        let accounts = registrar.accounts();
+        let account = accounts.user(&elm, &ann).await.expect("a user").account;
+        let limits = Limits { quota: Some(Quota::of(Size { bytes: 1_000_000_000 })), max_flows: Some(7), ..Limits::default() };
+        accounts.set_limits(account, &limits).await.expect("an account");
+        accounts.remove_member(&elm, Role::User, &ann).await.expect("a user to remove");
+        assert!(accounts.remove_member(&elm, Role::User, &ann).await.is_err(), "what is not changed is not logged");
+        let log = accounts.audit_log_end(3).await.expect("a log");
+        let texts: Vec<_> = log.iter().map(|entry| (entry.actor.as_str(), entry.action.as_str(), entry.subject.as_str())).collect();
+        let who = "ada (uid 1000)";
+        assert_eq!(texts, [(who, "user.add", "ann@elm"), (who, "user.set", "ann@elm"), (who, "user.remove", "ann@elm")]);
+        assert_eq!(log[1].detail, "quota 1.00 GB per month in UTC, both, 7 flows");
+        assert_eq!(accounts.audit_log(log[0].number, 1).await.expect("a log"), log[1..2]);
     }
 
     struct Neighbourhood {

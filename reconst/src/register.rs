@@ -1,6 +1,7 @@
 //! The commands that change and list who is a member.
 
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -60,7 +61,47 @@ impl State {
     /// Opens what `init` made.
     pub(crate) async fn open(&self) -> Result<Registrar, Failure> {
         let database = database::chosen(self.database.as_deref(), None)?;
-        Registrar::open_with(&self.state, database.as_ref()).await
+        Ok(Registrar::open_with(&self.state, database.as_ref()).await?.acting_as(&person()))
+    }
+}
+
+/// Who runs this command, for the audit log.
+fn person() -> String {
+    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let uid = std::fs::metadata("/proc/self").map(|process| process.uid());
+    match (name, uid) {
+        (Some(name), Ok(uid)) => format!("{name} (uid {uid})"),
+        (Some(name), Err(_)) => name,
+        (None, Ok(uid)) => format!("uid {uid}"),
+        (None, Err(_)) => "a command".into(),
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Audit {
+    #[command(flatten)]
+    state: State,
+    /// How many changes, the latest
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    last: u32,
+    /// Print JSON, for programs; times in seconds since 1970, UTC
+    #[arg(long)]
+    json: bool,
+}
+
+impl Audit {
+    pub(crate) async fn execute(self) -> anyhow::Result<()> {
+        let entries = self.state.open().await?.accounts().audit_log_end(self.last).await.map_err(Failure::from)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&entries)?);
+            return Ok(());
+        }
+        for entry in entries {
+            let at = time::OffsetDateTime::from_unix_timestamp(entry.at).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+            let at = at.format(&time::format_description::well_known::Rfc3339)?;
+            println!("{at}\t{}\t{}\t{}\t{}", entry.actor, entry.action, entry.subject, entry.detail);
+        }
+        Ok(())
     }
 }
 

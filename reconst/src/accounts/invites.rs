@@ -17,7 +17,7 @@ use time::{Date, Duration, OffsetDateTime};
 
 use super::{
     Accounts, AccountsError, Limits, MemberId, day, identity, number, parsed,
-    registry::{insert_limits, now},
+    registry::{at, insert_limits, now},
 };
 
 /// Who is to be invited.
@@ -169,6 +169,8 @@ impl Accounts {
             .bind(expires_at.unix_timestamp())
             .execute(&mut *transaction)
             .await?;
+        let (action, subject) = (format!("{}.invite", invitation.role), at(invitation.name, invitation.lan));
+        self.log(&mut transaction, &action, &subject, &format!("invite {number}")).await?;
         transaction.commit().await?;
         let identity = Identity { name: invitation.name.clone(), role: invitation.role, lan };
         Ok(Invited { number, identity, expires_at })
@@ -209,12 +211,17 @@ impl Accounts {
     /// # Errors
     /// If there is none that is open.
     pub async fn revoke_invite(&self, invite: u32) -> Result<(), AccountsError> {
+        let mut transaction = self.write_unnoticed().await?;
         let done = sqlx::query("UPDATE invites SET revoked_at = $1 WHERE invite_id = $2 AND used_at IS NULL AND revoked_at IS NULL")
             .bind(now())
             .bind(i64::from(invite))
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
-        if done.rows_affected() == 0 { Err(AccountsError::NoInvite(invite)) } else { Ok(()) }
+        if done.rows_affected() == 0 {
+            return Err(AccountsError::NoInvite(invite));
+        }
+        self.log(&mut transaction, "invite.revoke", &invite.to_string(), "").await?;
+        Ok(transaction.commit().await?)
     }
 
     /// Makes `redeeming`'s key the invited member's, with the certificate that `certify` makes. A relay's certificates before it are
@@ -271,6 +278,8 @@ impl Accounts {
             .bind(i64::from(redeeming.number))
             .execute(&mut *transaction)
             .await?;
+        let (action, detail) = (format!("{}.join", identity.role), format!("invite {}", redeeming.number));
+        self.log(&mut transaction, &action, &at(&identity.name, &lan_name), &detail).await?;
         transaction.commit().await?;
         Ok(Enrolled { identity, lan_name, certificate: certified.der })
     }

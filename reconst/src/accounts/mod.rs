@@ -7,6 +7,7 @@
 //! The store is SQLite in the state directory, or PostgreSQL, shared between `reconst run` and the commands that change it: each end sees the
 //! other's changes, and [`Accounts::changes`] tells when to look again.
 
+pub mod audit;
 mod database;
 pub mod invites;
 pub mod registry;
@@ -54,6 +55,8 @@ pub struct Accounts {
     changes: Arc<watch::Sender<u64>>,
     /// By certificate: who was a member when the store answered last.
     known: Arc<Mutex<HashMap<Vec<u8>, Member>>>,
+    /// In whose name changes are logged.
+    actor: Arc<str>,
 }
 
 /// A member's key in the store, never given to another.

@@ -112,6 +112,7 @@ impl Accounts {
             .bind(now())
             .execute(&mut *transaction)
             .await?;
+        self.log(&mut transaction, "lan.add", name.as_str(), &format!("number {id}, data port {data_port}")).await?;
         transaction.commit().await?;
         Ok(Lan { id, name: name.clone(), data_port })
     }
@@ -149,6 +150,7 @@ impl Accounts {
             .bind(name.as_str())
             .execute(&mut *transaction)
             .await?;
+        self.log(&mut transaction, "lan.move", name.as_str(), &format!("data port {data_port}")).await?;
         transaction.commit().await?;
         Ok(lan.clone())
     }
@@ -167,6 +169,7 @@ impl Accounts {
         if done.rows_affected() == 0 {
             return Err(AccountsError::NoLan(name.clone()));
         }
+        self.log(&mut transaction, "lan.remove", name.as_str(), "").await?;
         Ok(transaction.commit().await?)
     }
 
@@ -211,6 +214,8 @@ impl Accounts {
             .bind(issued.expires_at.unix_timestamp())
             .execute(&mut *transaction)
             .await?;
+        let (action, subject) = (format!("{}.add", identity.role), at(&identity.name, lan_name));
+        self.log(&mut transaction, &action, &subject, &limits.to_string()).await?;
         transaction.commit().await?;
         Ok(member)
     }
@@ -302,6 +307,7 @@ impl Accounts {
         if done.rows_affected() == 0 {
             return Err(AccountsError::NoMember { lan: lan.clone(), role, name: name.clone() });
         }
+        self.log(&mut transaction, &format!("{role}.remove"), &at(name, lan), "").await?;
         Ok(transaction.commit().await?)
     }
 
@@ -339,6 +345,12 @@ impl Accounts {
         let mut transaction = self.write().await?;
         sqlx::query("DELETE FROM limits WHERE member_id = $1").bind(account.0).execute(&mut *transaction).await?;
         insert_limits(&mut transaction, account, limits).await?;
+        let holder: (String, String) =
+            sqlx::query_as("SELECT m.name, l.name FROM members m JOIN lans l ON l.lan_key = m.lan_key WHERE m.member_id = $1")
+                .bind(account.0)
+                .fetch_one(&mut *transaction)
+                .await?;
+        self.log(&mut transaction, "user.set", &format!("{}@{}", holder.0, holder.1), &limits.to_string()).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -359,6 +371,7 @@ impl Accounts {
             .execute(&mut *transaction)
             .await?;
         sqlx::query("UPDATE members SET account_of = NULL WHERE account_of = member_id").execute(&mut *transaction).await?;
+        self.log(&mut transaction, "user.account", &at(user, lan), &format!("that of {}", at(with.1, with.0))).await?;
         Ok(transaction.commit().await?)
     }
 }
@@ -383,6 +396,11 @@ async fn live_user(transaction: &mut Transaction<'static, Any>, lan: &Name, name
 
 /// Name, LAN's number and name, when added, whose account, since when.
 type ListedRow = (String, i64, String, i64, i64, i64);
+
+/// A member as the audit log names it.
+pub(super) fn at(name: &Name, lan: &Name) -> String {
+    format!("{name}@{lan}")
+}
 
 pub(super) async fn insert_limits(
     transaction: &mut Transaction<'static, Any>,

@@ -79,6 +79,24 @@ impl Limits {
     }
 }
 
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quota = self.quota.as_ref().map(|quota| {
+            let Quota { size, counts, period, at_limit } = quota;
+            let beyond = match at_limit {
+                AtLimit::Refuse => String::new(),
+                AtLimit::Throttle(rate) => format!(", then {rate}"),
+            };
+            format!("quota {size} per {} in {}, {counts}{beyond}", period.length, period.zone)
+        });
+        let rates = [("up", self.rate_up), ("down", self.rate_down)];
+        let rates = rates.into_iter().filter_map(|(way, rate)| rate.map(|rate| format!("{way} {rate}")));
+        let flows = self.max_flows.map(|flows| format!("{flows} flows"));
+        let parts: Vec<_> = quota.into_iter().chain(rates).chain(flows).collect();
+        if parts.is_empty() { f.write_str("no limits") } else { f.write_str(&parts.join(", ")) }
+    }
+}
+
 impl Quota {
     /// A quota of so many bytes a calendar month, both directions, that ends flows when it is used up.
     pub fn of(size: Size) -> Self {

@@ -1,0 +1,74 @@
+//! The audit log: who changed what, and when, written in the transaction that changed it.
+
+use serde::Serialize;
+use sqlx::{Any, Transaction};
+
+use super::{Accounts, AccountsError, registry::now};
+
+/// A change, as the log shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct AuditEntry {
+    /// Its number; later changes have larger ones.
+    pub number: i64,
+    /// When, seconds since 1970, UTC.
+    pub at: i64,
+    /// Who: a user of this host, the API, or a member who enrolled.
+    pub actor: String,
+    /// What was done, as in `user.set`.
+    pub action: String,
+    /// To whom or what, as in `ann@elm`.
+    pub subject: String,
+    /// What it is now, for people.
+    pub detail: String,
+}
+
+impl Accounts {
+    /// These accounts, with changes logged as `actor`'s.
+    pub fn acting_as(mut self, actor: &str) -> Self {
+        self.actor = actor.chars().filter(|c| !c.is_control()).take(ACTOR_CHARS_MAX).collect::<String>().into();
+        self
+    }
+
+    /// At most `limit` entries after the one of number `after`, the oldest first.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn audit_log(&self, after: i64, limit: u32) -> Result<Vec<AuditEntry>, AccountsError> {
+        let sql = "SELECT audit_id, at, actor, action, subject, detail FROM audit WHERE audit_id > $1 ORDER BY audit_id LIMIT $2";
+        let rows: Vec<(i64, i64, String, String, String, String)> =
+            sqlx::query_as(sql).bind(after).bind(i64::from(limit)).fetch_all(&self.pool).await?;
+        let entry = |(number, at, actor, action, subject, detail)| AuditEntry { number, at, actor, action, subject, detail };
+        Ok(rows.into_iter().map(entry).collect())
+    }
+
+    /// The last `limit` entries, the oldest first.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn audit_log_end(&self, limit: u32) -> Result<Vec<AuditEntry>, AccountsError> {
+        let last: Option<i64> = sqlx::query_scalar("SELECT max(audit_id) FROM audit").fetch_one(&self.pool).await?;
+        self.audit_log(last.unwrap_or(0).saturating_sub(i64::from(limit)), limit).await
+    }
+
+    /// Logs a change in its own transaction.
+    pub(super) async fn log(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+        action: &str,
+        subject: &str,
+        detail: &str,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query("INSERT INTO audit (at, actor, action, subject, detail) VALUES ($1, $2, $3, $4, $5)")
+            .bind(now())
+            .bind(self.actor.to_string())
+            .bind(action)
+            .bind(subject)
+            .bind(detail)
+            .execute(&mut **transaction)
+            .await?;
+        Ok(())
+    }
+}
+
+/// A name of a user of a host, and more.
+const ACTOR_CHARS_MAX: usize = 80;
