@@ -141,6 +141,7 @@ pub(crate) fn description(user: &UserReport) -> String {
     let _ = writeln!(out, "user {} of LAN {} ({})", user.name, user.lan, user.lan_id);
     let size = |bytes| Size { bytes }.to_string();
     let _ = writeln!(out, "  used    {} up, {} down, since {}", size(user.up_bytes), size(user.down_bytes), began(user));
+    let _ = writeln!(out, "  lent    {} up, {} down by own relays, this month", size(user.lent_up_bytes), size(user.lent_down_bytes));
     let _ = match (user.quota_bytes, user.used_percent) {
         (Some(bytes), Some(percent)) => writeln!(out, "  quota   {}: {percent} % used, resets {}", quota_text(user, bytes), user.resets),
         _ => writeln!(out, "  quota   none"),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use shared::{
-    community::line_rate::Carried,
+    community::{line_rate::Carried, member::Name, quota::Used},
     ids::LanId,
     transfer::path::{OVERHEAD_BYTES, PathStatus},
 };
@@ -19,6 +19,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use crate::{
     accept::{PathOverLine, Sessions},
+    accounts::ledger,
     roster::{LineKey, Rosters},
 };
 
@@ -27,6 +28,8 @@ use crate::{
 pub struct Lines {
     rosters: Arc<Mutex<Rosters>>,
     changed: Arc<Notify>,
+    /// By relay, since it was last taken.
+    carried: Arc<Mutex<ledger::Carried>>,
 }
 
 /// What a path's counters said a second ago.
@@ -51,7 +54,24 @@ struct Second {
 impl Lines {
     /// No lines yet; they leave the roster after `missed_max` missed `ACTIVE`s in a row.
     pub fn new(missed_max: u32) -> Self {
-        Self { rosters: Arc::new(Mutex::new(Rosters::new(missed_max))), changed: Arc::default() }
+        Self { rosters: Arc::new(Mutex::new(Rosters::new(missed_max))), changed: Arc::default(), carried: Arc::default() }
+    }
+
+    /// Takes what the relays have carried since it was last taken.
+    pub(crate) fn take_carried(&self) -> ledger::Carried {
+        std::mem::take(&mut *self.lock_carried())
+    }
+
+    /// Gives back what was taken and could not be kept.
+    pub(crate) fn give_back_carried(&self, carried: ledger::Carried) {
+        let mut all = self.lock_carried();
+        for (relay, bytes) in carried {
+            add(&mut all, relay, bytes);
+        }
+    }
+
+    fn lock_carried(&self) -> MutexGuard<'_, ledger::Carried> {
+        self.carried.lock().expect("nothing panics under the lock")
     }
 
     /// Changes the rosters, and tells the driver.
@@ -117,7 +137,11 @@ impl Lines {
                 rosters.on_traffic(now, key);
             }
             let carried = |bytes: u64, is_full| Carried { bits_per_second: bytes as f64 * 8.0 / seconds.max(0.1), is_full };
-            rosters.on_carried(key, remote, carried(second.up_bytes, second.is_full_up), carried(second.down_bytes, second.is_full_down));
+            let (up, down) = (carried(second.up_bytes, second.is_full_up), carried(second.down_bytes, second.is_full_down));
+            if rosters.on_carried(key, remote, up, down) && second.up_bytes + second.down_bytes > 0 {
+                let bytes = Used { up: second.up_bytes, down: second.down_bytes };
+                add(&mut self.lock_carried(), (key.0, key.1.clone()), bytes);
+            }
         }
         rosters.handle_timeout(now);
     }
@@ -137,6 +161,12 @@ impl Lines {
         }
         *told_by_session = told_now;
     }
+}
+
+fn add(carried: &mut ledger::Carried, relay: (LanId, Name), bytes: Used) {
+    let sum = carried.entry(relay).or_default();
+    sum.up += bytes.up;
+    sum.down += bytes.down;
 }
 
 impl Seen {

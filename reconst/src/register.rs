@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use reconst::{
-    accounts::Limits,
+    accounts::{Limits, registry::Listed},
     provision::{DEFAULT_LOGIN_PORT, MEMBER_VALIDITY, Registrar},
     state::create_secret,
 };
@@ -21,6 +21,7 @@ use shared::{
     ids::LanId,
     service::Failure,
     target::Host,
+    units::Size,
 };
 
 use crate::{
@@ -193,8 +194,22 @@ pub(crate) enum RelayCommand {
     Invite(Invite),
     /// Add a relay and write the profile for its PC
     Add(NewMember),
-    /// List the relays
-    List(State),
+    /// Say whose PC a relay is, so that what it lends is shown beside what its owner uses
+    Set {
+        #[command(flatten)]
+        relay: OldMember,
+        /// The user of the same LAN, or none
+        #[arg(long, value_name = "NAME", value_parser = owner)]
+        owner: Owner,
+    },
+    /// List the relays, with what they have lent this month
+    List {
+        #[command(flatten)]
+        state: State,
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove a relay
     Remove(OldMember),
 }
@@ -286,7 +301,13 @@ impl RelayCommand {
         match self {
             Self::Invite(invite) => invite.execute(Role::Relay, None).await,
             Self::Add(new) => new.add(async |registrar, lan, name| registrar.add_relay(lan, name).await).await,
-            Self::List(state) => list_relays(&state).await,
+            Self::Set { relay, owner: Owner(owner) } => {
+                let registrar = relay.state.open().await?;
+                registrar.accounts().set_owner(&relay.lan, &relay.name, owner.as_ref()).await.map_err(Failure::from)?;
+                println!("relay {} of LAN {} is {}'s", relay.name, relay.lan, owner.as_ref().map_or("nobody", Name::as_str));
+                Ok(())
+            }
+            Self::List { state, json } => list_relays(&state, json).await,
             Self::Remove(old) => old.remove(Role::Relay).await,
         }
     }
@@ -369,9 +390,48 @@ impl OldMember {
     }
 }
 
-async fn list_relays(state: &State) -> anyhow::Result<()> {
-    for relay in state.open().await?.accounts().members(Role::Relay).await.map_err(Failure::from)? {
-        println!("{}\tLAN {} ({})\tsince {}", relay.identity.name, relay.lan_name, relay.identity.lan, relay.added_on());
+/// A user, or nobody.
+#[derive(Clone, Debug)]
+pub(crate) struct Owner(Option<Name>);
+
+fn owner(text: &str) -> Result<Owner, String> {
+    if text == "none" { Ok(Owner(None)) } else { text.parse().map(|name| Owner(Some(name))).map_err(|error| format!("{error}")) }
+}
+
+async fn list_relays(state: &State, json: bool) -> anyhow::Result<()> {
+    let registrar = state.open().await?;
+    let accounts = registrar.accounts();
+    let relays = accounts.members(Role::Relay).await.map_err(Failure::from)?;
+    let lenders = accounts.lenders(time_now()).await.map_err(Failure::from)?;
+    let lender = |relay: &Listed| lenders.iter().find(|lender| (lender.lan, &lender.name) == (relay.identity.lan, &relay.identity.name));
+    let rows: Vec<serde_json::Value> = relays
+        .iter()
+        .map(|relay| {
+            let lender = lender(relay);
+            let carried = lender.map(|lender| lender.carried).unwrap_or_default();
+            serde_json::json!({
+                "name": relay.identity.name.as_str(), "lan": relay.lan_name.as_str(), "lan_id": relay.identity.lan.0, "added_at": relay.added_at.0,
+                "owner": lender.and_then(|lender| lender.owner.as_ref()).map(|(_, name)| name.as_str()),
+                "lent_up_bytes": carried.up, "lent_down_bytes": carried.down,
+            })
+        })
+        .collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+        return Ok(());
+    }
+    for (relay, row) in relays.iter().zip(&rows) {
+        let size = |name: &str| Size { bytes: row[name].as_u64().unwrap_or(0) };
+        let owner = row["owner"].as_str().map(|owner| format!("\tof {owner}")).unwrap_or_default();
+        println!(
+            "{}\tLAN {} ({})\tsince {}\tlent {} up, {} down this month{owner}",
+            relay.identity.name,
+            relay.lan_name,
+            relay.identity.lan,
+            relay.added_on(),
+            size("lent_up_bytes"),
+            size("lent_down_bytes")
+        );
     }
     Ok(())
 }

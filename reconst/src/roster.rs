@@ -134,12 +134,15 @@ impl Rosters {
     }
 
     /// Takes what the line carried in the last second between here and `remotes`, the addresses that its traffic showed. Users say which line
-    /// a path runs over, so that what comes from elsewhere than the line's login says nothing of the line.
-    pub fn on_carried(&mut self, key: &LineKey, remote: IpAddr, up: Carried, down: Carried) {
-        if let Some(line) = self.line_by_key.get_mut(key).filter(|line| line.remote == remote) {
+    /// a path runs over, so that what comes from elsewhere than the line's login says nothing of the line; whether it comes from there.
+    pub fn on_carried(&mut self, key: &LineKey, remote: IpAddr, up: Carried, down: Carried) -> bool {
+        let line = self.line_by_key.get_mut(key).filter(|line| line.remote == remote);
+        if let Some(line) = line {
             line.up.on_carried(up);
             line.down.on_carried(down);
+            return true;
         }
+        false
     }
 
     /// The line's rates, if they are worth telling to who knows `told`.
@@ -264,9 +267,9 @@ mod tests {
         rosters.on_login(start, key(), 1, REMOTE);
         let carried = Carried { bits_per_second: 1e6, is_full: true };
         let elsewhere: IpAddr = [198, 51, 100, 9].into();
-        (0..5).for_each(|_| rosters.on_carried(&key(), elsewhere, carried, carried));
+        assert!((0..5).all(|_| !rosters.on_carried(&key(), elsewhere, carried, carried)));
         assert_eq!(rosters.news_of_rates(&key(), Rates::default()), None);
-        (0..5).for_each(|_| rosters.on_carried(&key(), REMOTE, carried, carried));
+        assert!((0..5).all(|_| rosters.on_carried(&key(), REMOTE, carried, carried)));
         let rates = rosters.news_of_rates(&key(), Rates::default()).expect("measured");
         assert_eq!(rates.up, Some(Rate { bits_per_second: 1_000_000 }));
         assert_eq!(rosters.news_of_rates(&key(), rates), None, "told once");

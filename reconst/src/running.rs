@@ -54,6 +54,8 @@ pub struct Running {
     serving_lans: JoinHandle<DataPorts>,
     following: JoinHandle<()>,
     following_lines: JoinHandle<()>,
+    lines: Lines,
+    crediting: JoinHandle<()>,
     keeping: JoinHandle<()>,
     records: Option<Writer>,
     drain_time: Duration,
@@ -113,7 +115,16 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let data_addresses = data_ports.addresses();
     let lines = Lines::new(config.missed_max);
     let directory = Directory::new(accounts.clone(), data_addresses.clone(), lines.clone(), enroller);
-    let following_lines = tokio::spawn(lines.follow(sessions.clone()));
+    let following_lines = tokio::spawn(lines.clone().follow(sessions.clone()));
+    let crediting = tokio::spawn({
+        let (lines, accounts, keeper) = (lines.clone(), accounts.clone(), keeper.clone());
+        async move {
+            loop {
+                tokio::time::sleep(CREDITED_EVERY).await;
+                credit(&lines, &accounts, &keeper).await;
+            }
+        }
+    });
     tracing::info!(login = %login_address, lans = lans.len(), "reconst serves");
 
     tokio::spawn(directory.clone().serve(login_endpoint.clone(), shutdown.clone()));
@@ -162,6 +173,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         serving_lans,
         following,
         following_lines,
+        lines,
+        crediting,
         keeping,
         records: writer,
         drain_time: config.drain_time,
@@ -219,6 +232,8 @@ impl Running {
         let _ = timeout(CLOSING_TIME, self.login_endpoint.wait_idle()).await;
         self.following.abort();
         self.following_lines.abort();
+        self.crediting.abort();
+        credit(&self.lines, &self.accounts, &self.keeper).await;
         self.keeping.abort();
         self.keeper.keep().await;
         self.accounts.close().await;
@@ -227,6 +242,18 @@ impl Running {
         }
         tracing::info!("reconst has stopped");
         Ok(())
+    }
+}
+
+/// Keeps what the relays have carried.
+async fn credit(lines: &Lines, accounts: &Accounts, keeper: &Keeper) {
+    let carried = lines.take_carried();
+    if carried.is_empty() {
+        return;
+    }
+    if let Err(error) = accounts.credit(&carried, keeper.time()).await {
+        tracing::warn!(%error, "what relays have carried can't be kept: trying again");
+        lines.give_back_carried(carried);
     }
 }
 
@@ -277,6 +304,9 @@ fn status(
 
 /// For the last packet to go out; it is not waited for that it arrives.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
+
+/// What a crash loses of the relays' credit.
+const CREDITED_EVERY: Duration = Duration::from_secs(10);
 
 /// How often a drain looks whether flows are left.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);

@@ -10,6 +10,7 @@
 pub mod audit;
 mod database;
 pub mod invites;
+pub mod ledger;
 pub mod registry;
 pub mod report;
 mod schema;

@@ -29,6 +29,8 @@ pub struct Lan {
 /// A member as a list shows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listed {
+    /// Its key in the store.
+    pub id: MemberId,
     /// Its name, role and LAN.
     pub identity: Identity,
     /// The LAN's name.
@@ -226,7 +228,7 @@ impl Accounts {
     /// If the store does not answer.
     pub async fn members(&self, role: Role) -> Result<Vec<Listed>, AccountsError> {
         let rows: Vec<ListedRow> = sqlx::query_as(
-            "SELECT m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
+            "SELECT m.member_id, m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
              FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
              WHERE m.role = $1 AND m.removed_at IS NULL AND l.removed_at IS NULL ORDER BY l.lan_id, m.name",
         )
@@ -234,9 +236,10 @@ impl Accounts {
         .fetch_all(&self.pool)
         .await?;
         let limits = if role == Role::User { self.all_limits().await? } else { BTreeMap::new() };
-        let listed = |(name, lan_id, lan_name, added_at, account, since): ListedRow| {
+        let listed = |(id, name, lan_id, lan_name, added_at, account, since): ListedRow| {
             let account = MemberId(account);
             Ok(Listed {
+                id: MemberId(id),
                 identity: identity(&role.to_string(), &name, lan_id)?,
                 lan_name: parsed(&lan_name)?,
                 account,
@@ -317,7 +320,7 @@ impl Accounts {
     /// If there is none.
     pub async fn user(&self, lan: &Name, name: &Name) -> Result<Listed, AccountsError> {
         let row: Option<ListedRow> = sqlx::query_as(
-            "SELECT m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
+            "SELECT m.member_id, m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
              FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
              WHERE m.role = 'user' AND m.name = $1 AND l.name = $2 AND m.removed_at IS NULL AND l.removed_at IS NULL",
         )
@@ -326,8 +329,9 @@ impl Accounts {
         .fetch_optional(&self.pool)
         .await?;
         let none = || AccountsError::NoMember { lan: lan.clone(), role: Role::User, name: name.clone() };
-        let (name, lan_id, lan_name, added_at, account, since) = row.ok_or_else(none)?;
+        let (id, name, lan_id, lan_name, added_at, account, since) = row.ok_or_else(none)?;
         Ok(Listed {
+            id: MemberId(id),
             identity: identity("user", &name, lan_id)?,
             lan_name: parsed(&lan_name)?,
             account: MemberId(account),
@@ -394,8 +398,8 @@ async fn live_user(transaction: &mut Transaction<'static, Any>, lan: &Name, name
     Ok(LiveUser { member, account })
 }
 
-/// Name, LAN's number and name, when added, whose account, since when.
-type ListedRow = (String, i64, String, i64, i64, i64);
+/// Member, name, LAN's number and name, when added, whose account, since when.
+type ListedRow = (i64, String, i64, String, i64, i64, i64);
 
 /// A member as the audit log names it.
 pub(super) fn at(name: &Name, lan: &Name) -> String {

@@ -48,6 +48,10 @@ pub struct UserReport {
     /// Those of them that the quota counts, in per cent of it, rounded down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_percent: Option<u64>,
+    /// Bytes towards content servers that the user's own relays have carried in this calendar month (UTC), headers included.
+    pub lent_up_bytes: u64,
+    /// From content servers.
+    pub lent_down_bytes: u64,
     /// When the period began.
     pub period_began_at: i64,
     /// When the count begins anew.
@@ -57,12 +61,13 @@ pub struct UserReport {
 }
 
 impl UserReport {
-    fn new(user: &Listed, time: UnixSeconds, used: impl FnOnce(UnixSeconds) -> Used) -> Self {
+    fn new(user: &Listed, time: UnixSeconds, used: impl FnOnce(UnixSeconds) -> Used, lent: Option<&Used>) -> Self {
         let limits = &user.limits;
         let quota = limits.quota.as_ref();
         let period = quota.map_or_else(Period::default, |quota| quota.period.clone());
         let span = period.span(time, user.since);
         let used = used(span.start);
+        let lent = lent.copied().unwrap_or_default();
         let throttle = quota.and_then(|quota| match quota.at_limit {
             AtLimit::Refuse => None,
             AtLimit::Throttle(rate) => Some(rate.bits_per_second),
@@ -83,6 +88,8 @@ impl UserReport {
             up_bytes: used.up,
             down_bytes: used.down,
             used_percent: quota.map(|quota| quota.percent(used)),
+            lent_up_bytes: lent.up,
+            lent_down_bytes: lent.down,
             period_began_at: span.start.0,
             resets_at: span.end.0,
             resets: period.zone.text(span.end),
@@ -96,10 +103,11 @@ impl Accounts {
     /// # Errors
     /// If the store does not answer.
     pub async fn user_reports(&self, time: UnixSeconds) -> Result<Vec<UserReport>, AccountsError> {
-        let (users, used) = (self.members(Role::User).await?, self.latest_used().await?);
+        let (users, used, lent) = (self.members(Role::User).await?, self.latest_used().await?, self.lent(time).await?);
         let report = |user: &Listed| {
             let latest = used.get(&user.account);
-            UserReport::new(user, time, |start| latest.filter(|(began, _)| *began == start).map(|(_, used)| *used).unwrap_or_default())
+            let used = |start| latest.filter(|(began, _)| *began == start).map(|(_, used)| *used).unwrap_or_default();
+            UserReport::new(user, time, used, lent.get(&user.id))
         };
         Ok(users.iter().map(report).collect())
     }
@@ -110,7 +118,7 @@ impl Accounts {
     /// If there is none.
     pub async fn user_report(&self, lan: &Name, name: &Name, time: UnixSeconds) -> Result<UserReport, AccountsError> {
         let user = self.user(lan, name).await?;
-        let used = self.used(user.account).await?;
-        Ok(UserReport::new(&user, time, |start| used.get(&start).copied().unwrap_or_default()))
+        let (used, lent) = (self.used(user.account).await?, self.lent(time).await?);
+        Ok(UserReport::new(&user, time, |start| used.get(&start).copied().unwrap_or_default(), lent.get(&user.id)))
     }
 }

@@ -126,6 +126,7 @@ fn migrations(backend: Backend) -> Migrator {
         (2, "invites", include_str!("../../migrations/0002_invites.sql")),
         (3, "quotas", include_str!("../../migrations/0003_quotas.sql")),
         (4, "audit", include_str!("../../migrations/0004_audit.sql")),
+        (5, "ledger", include_str!("../../migrations/0005_ledger.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
         let sql = match backend {

@@ -180,6 +180,11 @@ impl Keeper {
         shared.lock().retain(|_, user| Arc::strong_count(user) > 1 || user.lock().has_changes());
     }
 
+    /// The time of day that quotas go by.
+    pub fn time(&self) -> UnixSeconds {
+        self.shared.time()
+    }
+
     /// For how long the counts could not be kept, if they can't.
     pub fn behind(&self) -> Option<Duration> {
         self.shared.behind_since.lock().expect("nothing panics under the lock").map(|since| since.elapsed())
