@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod accounts;
+mod api;
 pub mod authority;
 pub mod backup;
 mod data_ports;
@@ -61,6 +62,8 @@ pub struct Config {
     pub missed_max: u32,
     /// Where `status` is answered; loopback only.
     pub admin: Option<SocketAddr>,
+    /// Where the admin API is.
+    pub api: Option<SocketAddr>,
     /// Where a record of each flow that is over is kept, and for how long; nowhere unless that is said.
     pub records: Option<RecordsConfig>,
     /// How long open flows may go on once it is time to drain. Too short breaks downloads at every restart, too long delays the restart.
@@ -80,6 +83,7 @@ impl Config {
             scheduler: Policy::default(),
             missed_max: RosterConfig::default().missed_max,
             admin: None,
+            api: None,
             records: None,
             drain_time: DEFAULT_DRAIN_TIME,
         }

@@ -44,6 +44,9 @@ pub(crate) struct RunOptions {
     /// Answer `reconst status` here; loopback only
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
+    /// Answer programs that manage members here, by HTTP and JSON; they show the token in the state directory's file api-token
+    #[arg(long, value_name = "IP:PORT")]
+    api: Option<SocketAddr>,
     /// Keep a record of each flow that is over in files in this directory, one a day
     #[arg(long, value_name = "DIR")]
     records: Option<PathBuf>,
@@ -75,6 +78,7 @@ impl RunOptions {
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
             missed_announces: self.missed_announces.or(file.missed_announces),
             admin: self.admin.or(file.admin),
+            api: self.api.or(file.api),
             records: self.records.or(file.records),
             records_days: self.records_days.or(file.records_days),
             record_destinations: self.record_destinations || file.record_destinations,
@@ -96,6 +100,7 @@ impl RunOptions {
         config.egress_allow = self.egress_allow.iter().map(parse).collect::<Result<_, _>>()?;
         config.missed_max = self.missed_announces.unwrap_or(config.missed_max).max(1);
         config.admin = self.admin;
+        config.api = self.api;
         if self.records.is_none() && (self.records_days.is_some() || self.record_destinations) {
             return Err(Failure::config("records-days and record-destinations say more about records: give --records DIR as well"));
         }

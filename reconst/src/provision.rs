@@ -101,6 +101,15 @@ impl Registrar {
         Ok(Self { accounts, authority: state.authority()?, public })
     }
 
+    /// A registrar of the state in `state`, whose accounts are open already.
+    ///
+    /// # Errors
+    /// If the state is damaged.
+    pub(crate) async fn of(state: &StateDir, accounts: Accounts) -> Result<Self, Failure> {
+        let public = public(&accounts).await?;
+        Ok(Self { accounts, authority: state.authority()?, public })
+    }
+
     /// This registrar, with changes logged as `actor`'s.
     pub fn acting_as(self, actor: &str) -> Self {
         Self { accounts: self.accounts.acting_as(actor), ..self }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,7 @@ use crate::{
     Config,
     accept::Sessions,
     accounts::{Accounts, Claim},
+    api::{self, Api},
     data_ports::DataPorts,
     dedicated::DedicatedPorts,
     directory::{self, DataAddresses, Directory},
@@ -33,7 +35,7 @@ use crate::{
     enrol::Enroller,
     lines::Lines,
     metrics::Figures,
-    provision,
+    provision::{self, Registrar},
     quota::Keeper,
     records::{Records, Writer},
     sockets,
@@ -49,6 +51,7 @@ pub struct Running {
     login_endpoint: Endpoint,
     login_address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    api_address: Option<SocketAddr>,
     data_addresses: watch::Receiver<DataAddresses>,
     /// Gives the ports back once it is time to drain.
     serving_lans: JoinHandle<DataPorts>,
@@ -83,7 +86,12 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         None => None,
     };
     let admin_address = admin.as_ref().map(|listener| listener.local_addr()).transpose()?;
-    let egress = Egress::new(config.egress_allow, admin_address.into_iter().collect());
+    let api_listener = match config.api {
+        Some(address) => Some(api::bind(address).await?),
+        None => None,
+    };
+    let api_address = api_listener.as_ref().map(|listener| listener.local_addr()).transpose()?;
+    let egress = Egress::new(config.egress_allow, admin_address.into_iter().chain(api_address).collect());
     let (records, writer) = match &config.records {
         Some(records) => {
             let failure = |error| Failure::config(format!("--records {}: {error}", records.directory.display()));
@@ -143,6 +151,21 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         };
         tokio::spawn(admin::serve_pages(listener, page, shutdown.clone()));
     }
+    if let Some(listener) = api_listener {
+        let figures = {
+            let (sessions, keeper, directory) = (sessions.clone(), keeper.clone(), directory.clone());
+            let data_addresses = data_addresses.clone();
+            move || figures(&sessions, &keeper, &directory, &data_addresses)
+        };
+        let api = Api {
+            registrar: Registrar::of(&state, accounts.clone()).await?.acting_as("api"),
+            sessions: sessions.clone(),
+            keeper: keeper.clone(),
+            figures: Box::new(figures),
+            token: state.api_token()?,
+        };
+        tokio::spawn(api::serve(listener, Arc::new(api), shutdown.clone()));
+    }
     let following = tokio::spawn({
         let (accounts, directory) = (accounts.clone(), directory.clone());
         async move {
@@ -169,6 +192,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         login_endpoint,
         login_address,
         admin_address,
+        api_address,
         data_addresses,
         serving_lans,
         following,
@@ -197,6 +221,11 @@ impl Running {
     /// Where `status` is answered, if it is.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// Where the admin API is, if it is.
+    pub fn api_addr(&self) -> Option<SocketAddr> {
+        self.api_address
     }
 
     /// The sessions and their figures.

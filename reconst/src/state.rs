@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use shared::service::{Exit, Failure};
+use shared::service::{Exit, Failure, read_secret};
 
 use crate::{
     accounts::Database,
@@ -112,6 +112,24 @@ impl StateDir {
             Database::File(_) => copy.choose_database(None)?,
         }
         Ok(copy)
+    }
+
+    /// The token of the admin API, made when it is asked for first.
+    ///
+    /// # Errors
+    /// If it can't be read or written.
+    pub fn api_token(&self) -> Result<String, Failure> {
+        let path = self.path.join(API_TOKEN);
+        if !path.exists() {
+            let token: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+            create_secret(&path, &format!("{token}\n"))?;
+        }
+        let token = read_secret(&path, "").map_err(|error| Failure::new(error.exit(), error.to_string()))?;
+        let token = token.trim();
+        if token.len() < TOKEN_CHARS_MIN {
+            return Err(Failure::config(format!("{} is too short for a token: remove it, and another is made", path.display())));
+        }
+        Ok(token.into())
     }
 
     /// Claims the state for this program, until what is given is dropped.
@@ -230,6 +248,10 @@ const SERVER_CERTIFICATE: &str = "server.pem";
 const DATABASE: &str = "members.db";
 const DATABASE_URL: &str = "database";
 const CLAIM: &str = "running.lock";
+const API_TOKEN: &str = "api-token";
+
+/// Nobody guesses that.
+const TOKEN_CHARS_MIN: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -140,7 +140,8 @@ mod tests {
         registrar.add_user(&elm, &ann, &Limits::default()).await.expect("a user");
         registrar.add_relay(&elm, &pc).await.expect("a relay");
         let accounts = registrar.accounts();
-        let carried = Carried::from([((LanId(15), pc.clone()), Used { up: 10, down: 200 }), ((LanId(15), name("gone")), Used { up: 1, down: 1 })]);
+        let carried =
+            Carried::from([((LanId(15), pc.clone()), Used { up: 10, down: 200 }), ((LanId(15), name("gone")), Used { up: 1, down: 1 })]);
         accounts.credit(&carried, NOVEMBER).await.expect("kept");
         accounts.credit(&carried, NOVEMBER).await.expect("kept");
         accounts.credit(&carried, DECEMBER).await.expect("kept");

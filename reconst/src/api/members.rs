@@ -1,0 +1,181 @@
+//! Users and relays.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, Query, State, rejection::QueryRejection},
+    http::StatusCode,
+    response::IntoResponse,
+};
+use serde::{Deserialize, Serialize};
+use shared::{
+    community::{
+        member::Role,
+        quota::{AtLimit, Counts, Length, Limits, Period, Quota, Zone},
+    },
+    units::{Rate, Size},
+};
+use time::Duration;
+
+use super::{
+    Answer, Api,
+    answers::{ApiError, Page, PageQuery, body, name},
+};
+use crate::accounts::{invites::Invitation, ledger::Lender, report::UserReport};
+
+/// A user's limits, all of them: what is left out is no limit.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsBody {
+    quota_bytes: Option<u64>,
+    quota_counts: Option<String>,
+    period: Option<String>,
+    time_zone: Option<String>,
+    throttle_bits_per_second: Option<u64>,
+    rate_up_bits_per_second: Option<u64>,
+    rate_down_bits_per_second: Option<u64>,
+    max_flows: Option<u32>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct InviteBody {
+    limits: LimitsBody,
+    again: bool,
+    lifetime_seconds: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct InviteReport {
+    number: u32,
+    link: String,
+    expires_at: i64,
+}
+
+#[derive(Serialize)]
+struct RelayReport {
+    name: String,
+    lan_id: u16,
+    owner: Option<String>,
+    lent_up_bytes: u64,
+    lent_down_bytes: u64,
+}
+
+pub(super) async fn users(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
+    let query = PageQuery::parse(query)?;
+    let mut users = api.registrar.accounts().user_reports(api.keeper.time()).await?;
+    if let Some(lan) = &query.lan {
+        users.retain(|user| user.lan == *lan);
+    }
+    Ok(Page::of(users, |user: &UserReport| format!("{}@{}", user.name, user.lan), &query).into_response())
+}
+
+pub(super) async fn user(State(api): State<Arc<Api>>, Path((lan, user)): Path<(String, String)>) -> Answer {
+    Ok(Json(api.registrar.accounts().user_report(&name(&lan)?, &name(&user)?, api.keeper.time()).await?).into_response())
+}
+
+pub(super) async fn set_limits(State(api): State<Arc<Api>>, Path((lan, user)): Path<(String, String)>, bytes: Bytes) -> Answer {
+    let (lan, user) = (name(&lan)?, name(&user)?);
+    let limits = body::<LimitsBody>(&bytes)?.limits()?;
+    let accounts = api.registrar.accounts();
+    let account = accounts.user(&lan, &user).await?;
+    if account.limits != limits {
+        accounts.set_limits(account.account, &limits).await?;
+    }
+    Ok(Json(accounts.user_report(&lan, &user, api.keeper.time()).await?).into_response())
+}
+
+pub(super) async fn remove_user(State(api): State<Arc<Api>>, Path((lan, user)): Path<(String, String)>) -> Answer {
+    remove(&api, &lan, Role::User, &user).await
+}
+
+pub(super) async fn remove_relay(State(api): State<Arc<Api>>, Path((lan, relay)): Path<(String, String)>) -> Answer {
+    remove(&api, &lan, Role::Relay, &relay).await
+}
+
+pub(super) async fn invite_user(State(api): State<Arc<Api>>, Path((lan, user)): Path<(String, String)>, bytes: Bytes) -> Answer {
+    invite(&api, &lan, Role::User, &user, &bytes).await
+}
+
+pub(super) async fn invite_relay(State(api): State<Arc<Api>>, Path((lan, relay)): Path<(String, String)>, bytes: Bytes) -> Answer {
+    invite(&api, &lan, Role::Relay, &relay, &bytes).await
+}
+
+pub(super) async fn relays(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
+    let query = PageQuery::parse(query)?;
+    let relays = api.registrar.accounts().lenders(api.keeper.time()).await?;
+    let report = |lender: Lender| RelayReport {
+        name: lender.name.to_string(),
+        lan_id: lender.lan.0,
+        owner: lender.owner.map(|(_, name)| name.to_string()),
+        lent_up_bytes: lender.carried.up,
+        lent_down_bytes: lender.carried.down,
+    };
+    let relays = relays.into_iter().map(report).collect();
+    Ok(Page::of(relays, |relay: &RelayReport| format!("{}@{}", relay.name, relay.lan_id), &query).into_response())
+}
+
+async fn remove(api: &Api, lan: &str, role: Role, member: &str) -> Answer {
+    api.registrar.accounts().remove_member(&name(lan)?, role, &name(member)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn invite(api: &Api, lan: &str, role: Role, member: &str, bytes: &Bytes) -> Answer {
+    let (lan, member) = (name(lan)?, name(member)?);
+    let InviteBody { limits, again, lifetime_seconds } = body(bytes)?;
+    let limits = limits.limits()?;
+    if limits != Limits::default() && (again || role == Role::Relay) {
+        return Err(ApiError::bad_request("limits are for users who are new: leave them out"));
+    }
+    let lifetime = Duration::seconds(lifetime_seconds.map_or(INVITE_SECONDS, i64::from));
+    let invitation = Invitation { lan: &lan, role, name: &member, limits: &limits, again, lifetime };
+    let (invite, invited) = api.registrar.invite(&invitation).await?;
+    let report = InviteReport { number: invited.number, link: invite.to_string(), expires_at: invited.expires_at.unix_timestamp() };
+    Ok((StatusCode::CREATED, Json(report)).into_response())
+}
+
+impl LimitsBody {
+    fn limits(self) -> Result<Limits, ApiError> {
+        let rate = |bits: Option<u64>| {
+            let in_range = |bits_per_second: &u64| (1..=i64::MAX as u64).contains(bits_per_second);
+            match bits {
+                Some(bits_per_second) if in_range(&bits_per_second) => Ok(Some(Rate { bits_per_second })),
+                Some(_) => Err(ApiError::bad_request("a rate is at least 1 bit/s")),
+                None => Ok(None),
+            }
+        };
+        let throttle = rate(self.throttle_bits_per_second)?;
+        let is_about_quota = self.quota_counts.is_some() || self.period.is_some() || self.time_zone.is_some() || throttle.is_some();
+        let quota = match self.quota_bytes {
+            Some(bytes @ 1..=QUOTA_MAX) => Some(Quota {
+                size: Size { bytes },
+                counts: parsed::<Counts>(self.quota_counts)?,
+                period: Period { length: parsed::<Length>(self.period)?, zone: parsed::<Zone>(self.time_zone)? },
+                at_limit: throttle.map_or(AtLimit::Refuse, AtLimit::Throttle),
+            }),
+            Some(_) => return Err(ApiError::bad_request("a quota is at least 1 byte")),
+            None if is_about_quota => return Err(ApiError::bad_request("give quota_bytes as well")),
+            None => None,
+        };
+        if self.max_flows == Some(0) {
+            return Err(ApiError::bad_request("max_flows is at least 1"));
+        }
+        let (rate_up, rate_down) = (rate(self.rate_up_bits_per_second)?, rate(self.rate_down_bits_per_second)?);
+        Ok(Limits { quota, rate_up, rate_down, max_flows: self.max_flows })
+    }
+}
+
+fn parsed<T: std::str::FromStr + Default>(text: Option<String>) -> Result<T, ApiError>
+where
+    T::Err: std::fmt::Display,
+{
+    text.map_or_else(|| Ok(T::default()), |text| text.parse().map_err(|error: T::Err| ApiError::bad_request(error.to_string())))
+}
+
+/// What the store's columns hold.
+const QUOTA_MAX: u64 = i64::MAX as u64;
+
+/// As the command's: long enough to walk over with it.
+const INVITE_SECONDS: i64 = 7 * 86_400;

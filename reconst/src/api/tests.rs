@@ -1,0 +1,159 @@
+//! Requests as a program of an operator makes them, through the whole router.
+
+use axum::{
+    body::Body,
+    http::{Method, Request, StatusCode, header},
+};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use shared::transfer::schedule::Policy;
+use tower::ServiceExt;
+
+use super::*;
+use crate::{accounts::testing, dedicated::DedicatedPorts, egress::Egress};
+
+#[tokio::test]
+async fn only_who_has_the_token_is_answered() {
+    let bench = Bench::new().await;
+    for shown in [None, Some("Bearer wrong"), Some("Bearer "), Some("secre"), Some("Basic secret")] {
+        let mut request = Request::get("/v1/users");
+        if let Some(shown) = shown {
+            request = request.header(header::AUTHORIZATION, shown);
+        }
+        let response = bench.router.clone().oneshot(request.body(Body::empty()).expect("a request")).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{shown:?}");
+    }
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let response = bench.router.clone().oneshot(Request::get(path).body(Body::empty()).expect("a request")).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_document_names_every_route_and_no_other() {
+    let bench = Bench::new().await;
+    let document: Value = serde_json::from_str(live::DOCUMENT).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths");
+    let mut routes = 0;
+    for (path, methods) in paths {
+        for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE] {
+            let concrete = path.replace("{lan}", "nowhere").replace("{name}", "nobody");
+            let (status, answer) = bench.ask(method.clone(), &concrete, Value::Null).await;
+            let is_named = methods.get(method.as_str().to_lowercase()).is_some();
+            let is_routed = status != StatusCode::METHOD_NOT_ALLOWED && answer["error"]["code"] != "no-such-path";
+            assert_eq!(is_named, is_routed, "{method} {path}: {status} {answer}");
+            routes += usize::from(is_routed);
+        }
+    }
+    // What has a handler here and is not in the document is counted nowhere above.
+    let source = include_str!("mod.rs");
+    let router = source.find("fn router").expect("the router")..source.find("async fn authenticate").expect("what follows it");
+    let source = &source[router];
+    let handlers = source.matches("get(").count()
+        + source.matches("put(").count()
+        + source.matches("post(").count()
+        + source.matches("delete(").count();
+    assert_eq!(routes, handlers, "a route without a line in openapi.json");
+}
+
+#[tokio::test]
+async fn a_user_is_invited_limited_and_removed() {
+    let bench = Bench::new().await;
+    let (status, invite) = bench.ask(Method::POST, "/v1/lans/elm/users/ann/invites", json!({ "limits": { "max_flows": 5 } })).await;
+    assert_eq!(status, StatusCode::CREATED, "{invite}");
+    assert!(invite["link"].as_str().expect("a link").starts_with("tributary://127.0.0.1:10000/user/"), "{invite}");
+
+    let limits =
+        json!({ "quota_bytes": 1_000_000, "period": "month/15", "time_zone": "Europe/Berlin", "throttle_bits_per_second": 64_000 });
+    let (status, user) = bench.ask(Method::PUT, "/v1/lans/elm/users/ann/limits", limits.clone()).await;
+    assert_eq!((status, &user["period"], &user["max_flows"]), (StatusCode::OK, &json!("month/15"), &Value::Null));
+    let (_, again) = bench.ask(Method::PUT, "/v1/lans/elm/users/ann/limits", limits).await;
+    assert_eq!(again, user);
+    let (_, audit) = bench.ask(Method::GET, "/v1/audit?after=1", Value::Null).await;
+    let changes: Vec<_> = audit["items"].as_array().expect("a list").iter().map(|change| change["action"].as_str()).collect();
+    assert_eq!(changes, [Some("user.invite"), Some("user.set")], "a write that changes nothing is not logged: {audit}");
+
+    assert_eq!(bench.ask(Method::DELETE, "/v1/lans/elm/users/ann", Value::Null).await.0, StatusCode::NO_CONTENT);
+    let (status, error) = bench.ask(Method::GET, "/v1/lans/elm/users/ann", Value::Null).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::NOT_FOUND, &json!("not-found")));
+}
+
+#[tokio::test]
+async fn a_list_comes_in_parts_that_make_up_the_whole() {
+    let bench = Bench::new().await;
+    for number in 0..7 {
+        bench.ask(Method::POST, &format!("/v1/lans/elm/users/u{number}/invites"), Value::Null).await;
+    }
+    let (mut names, mut after) = (Vec::new(), String::new());
+    loop {
+        let (_, page) = bench.ask(Method::GET, &format!("/v1/users?lan=elm&limit=3{after}"), Value::Null).await;
+        names.extend(page["items"].as_array().expect("a list").iter().map(|user| user["name"].as_str().expect("a name").to_owned()));
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(names, ["u0", "u1", "u2", "u3", "u4", "u5", "u6"]);
+}
+
+#[tokio::test]
+async fn a_lan_is_put_once_and_moved() {
+    let bench = Bench::new().await;
+    let put = async |body| bench.ask(Method::PUT, "/v1/lans/oak", body).await;
+    let (status, lan) = put(json!({ "lan_id": 16 })).await;
+    assert_eq!((status, &lan["data_port"]), (StatusCode::CREATED, &json!(10_016)));
+    assert_eq!(put(json!({ "lan_id": 16 })).await, (StatusCode::OK, lan));
+    assert_eq!(put(json!({ "data_port": 9000 })).await.1["data_port"], 9000);
+    assert_eq!(put(json!({ "lan_id": 17 })).await.0, StatusCode::CONFLICT);
+    assert_eq!(put(json!({ "data_port": 10_015 })).await.0, StatusCode::CONFLICT, "another LAN's");
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_with_a_reason() {
+    let bench = Bench::new().await;
+    bench.ask(Method::POST, "/v1/lans/elm/users/ann/invites", Value::Null).await;
+    let bodies = [
+        json!({ "quota_bytes": 0 }),
+        json!({ "period": "7d" }),
+        json!({ "quota_bytes": 1, "period": "week" }),
+        json!({ "quota_bytes": 1, "time_zone": "Middle/Earth" }),
+        json!({ "max_flows": 0 }),
+        json!({ "qouta_bytes": 1 }),
+    ];
+    for body in bodies {
+        let (status, answer) = bench.ask(Method::PUT, "/v1/lans/elm/users/ann/limits", body.clone()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {answer}");
+        assert!(!answer["error"]["message"].as_str().expect("a reason").is_empty());
+    }
+    for path in ["/v1/users?limit=many", "/v1/users?color=red", "/v1/audit?after=never", "/v1/lans/Elm!/users/ann"] {
+        let (status, answer) = bench.ask(Method::GET, path, Value::Null).await;
+        assert_eq!((status, &answer["error"]["code"]), (StatusCode::BAD_REQUEST, &json!("bad-request")), "{path}");
+    }
+}
+
+struct Bench {
+    router: Router,
+    _scratch: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let (registrar, scratch) = testing::registrar().await;
+        let accounts = registrar.accounts().clone();
+        let keeper = Keeper::new(accounts.clone());
+        let egress = Egress::new(Vec::new(), Vec::new());
+        let sessions = Sessions::new(accounts, keeper.clone(), egress, DedicatedPorts::default(), Policy::default());
+        let api =
+            Api { registrar: registrar.acting_as("api"), sessions, keeper, figures: Box::new(Figures::default), token: "secret".into() };
+        Self { router: router(Arc::new(api)), _scratch: scratch }
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let request = Request::builder().method(method).uri(path).header(header::AUTHORIZATION, "Bearer secret").body(body);
+        let response = self.router.clone().oneshot(request.expect("a request")).await.expect("an answer");
+        let status = response.status();
+        let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+}
