@@ -11,7 +11,7 @@ pub(super) struct Pacer {
     refilled_at: Option<Instant>,
 }
 
-/// What may leave at once: the pace of this time, at least so many packets. Timers tick in milliseconds and fire late on a busy machine.
+/// What may leave at once: the pace of this time, at least so many packets, or what a late timer let pass would be lost. Timers tick in milliseconds and fire late on a busy machine.
 const BURST: Duration = Duration::from_millis(4);
 const BURST_PACKETS: f64 = 2.0;
 
@@ -20,7 +20,7 @@ const LEAST_WAIT: Duration = Duration::from_micros(1);
 
 impl Pacer {
     pub(super) fn ready(&mut self, now: Instant, bytes: f64, pace: f64) -> Result<(), Instant> {
-        let burst = (pace * BURST.as_secs_f64()).max(BURST_PACKETS * PACKET_BYTES);
+        let burst = (pace * BURST.as_secs_f64()).max(BURST_PACKETS * PACKET_BYTES.max(bytes));
         let elapsed = self.refilled_at.map_or(BURST, |at| now.saturating_duration_since(at));
         self.tokens = (self.tokens + pace * elapsed.as_secs_f64()).min(burst);
         self.refilled_at = Some(now);
@@ -39,6 +39,24 @@ impl Pacer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packets_of_any_length_keep_the_pace_though_timers_are_late() {
+        for bytes in [1500.0, 9000.0] {
+            let (start, pace) = (Instant::now(), 1e6);
+            let (mut now, mut pacer, mut sent) = (start, Pacer::default(), 0.0);
+            while now < start + Duration::from_secs(2) {
+                match pacer.ready(now, bytes, pace) {
+                    Ok(()) => {
+                        pacer.spend(bytes);
+                        sent += bytes;
+                    }
+                    Err(at) => now = at + Duration::from_millis(1),
+                }
+            }
+            assert!((1.98e6..2.03e6).contains(&sent), "{sent} of packets of {bytes}");
+        }
+    }
 
     #[test]
     fn a_pacer_that_lacks_a_fraction_of_a_byte_waits() {
