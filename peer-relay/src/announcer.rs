@@ -19,7 +19,7 @@ use shared::{
         login::ADDRESSES_MAX,
         weight::Weights,
     },
-    link::tls::Signer,
+    link::credentials::Credentials,
     service::Shutdown,
     share::allowance::Hold,
 };
@@ -72,7 +72,7 @@ impl LineToAnnounce {
 /// Announces the lines of one relay.
 pub(crate) struct Announcer {
     config: AnnounceConfig,
-    signer: Signer,
+    credentials: Credentials,
     lines: Vec<LineToAnnounce>,
     /// The addresses at which the lines are reached from elsewhere on the LAN.
     addresses: watch::Sender<Vec<IpAddr>>,
@@ -82,10 +82,15 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    pub(crate) fn new(config: AnnounceConfig, signer: Signer, lines: Vec<LineToAnnounce>, addresses: watch::Sender<Vec<IpAddr>>) -> Self {
+    pub(crate) fn new(
+        config: AnnounceConfig,
+        credentials: Credentials,
+        lines: Vec<LineToAnnounce>,
+        addresses: watch::Sender<Vec<IpAddr>>,
+    ) -> Self {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let epoch = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
-        Self { config, signer, lines, stamp: Stamp { epoch, sequence: 0 }, addresses, troubles: BTreeSet::new() }
+        Self { config, credentials, lines, stamp: Stamp { epoch, sequence: 0 }, addresses, troubles: BTreeSet::new() }
     }
 
     /// Announces until the program drains, then says goodbye.
@@ -195,16 +200,17 @@ impl Announcer {
             AnnouncementKind::ShutDown => Vec::new(),
         };
         self.stamp.sequence += 1;
+        let signer = self.credentials.signer();
         let announcement = Announcement {
             kind,
-            lan: self.signer.identity().lan,
+            lan: signer.identity().lan,
             address,
             stamp: self.stamp,
             sent_unix_secs: unix_secs(SystemTime::now()),
             interval_ms: u16::try_from(self.config.interval.as_millis()).unwrap_or(u16::MAX).max(1),
             lines,
         };
-        let packet = announcement.encode(self.signer.certificate_der(), |message| self.signer.sign(message));
+        let packet = announcement.encode(signer.certificate_der(), |message| signer.sign(message));
         match socket.send_to(&packet, to) {
             Ok(_) => Ok(()),
             // Nobody listens there yet.

@@ -9,6 +9,7 @@ use shared::{
         profile::Profile,
         weight::Weights,
     },
+    link::renew::{LEFT_PERCENT, left_percent},
     service::{Failure, StateFile},
 };
 
@@ -23,6 +24,10 @@ use crate::{
 pub struct Config {
     /// The relay's membership.
     pub profile: Profile,
+    /// The file of the profile, for its renewed certificate. Default none: kept in memory alone, which does for tests.
+    pub profile_file: Option<PathBuf>,
+    /// The part of its life that the certificate has left when it is renewed, in per cent, 1 to 90. Default 33.
+    pub renew_left_percent: u8,
     /// Its lines, 1 to [`LINES_MAX`], of distinct numbers.
     pub lines: Vec<LineConfig>,
     /// The port on the LAN of the first line that is given none; the following lines take the following ports. Default 7654.
@@ -70,6 +75,8 @@ impl Config {
     pub fn new(profile: Profile) -> Self {
         Self {
             profile,
+            profile_file: None,
+            renew_left_percent: LEFT_PERCENT,
             lines: vec![LineConfig::new(LineNumber(1))],
             first_port: DEFAULT_PORT,
             announce: AnnounceConfig::default(),
@@ -87,7 +94,7 @@ impl Config {
     /// The same for the relay's membership of another LAN, the `place`-th from 0: the ports that are given follow those of the LANs before.
     pub fn for_lan(&self, profile: Profile, place: u16) -> Self {
         let offset = place.saturating_mul(self.lines.len() as u16);
-        let mut config = Self { profile, first_port: self.first_port.saturating_add(offset), ..self.clone() };
+        let mut config = Self { profile, profile_file: None, first_port: self.first_port.saturating_add(offset), ..self.clone() };
         for line in &mut config.lines {
             line.lan_bind = line.lan_bind.map(|bind| follow(bind, offset));
         }
@@ -110,6 +117,7 @@ impl Config {
         if self.lines.is_empty() || self.lines.len() > LINES_MAX {
             return Err(Failure::config(format!("a relay has 1 to {LINES_MAX} lines, not {}", self.lines.len())));
         }
+        left_percent(Some(self.renew_left_percent))?;
         if self.announce.interval < INTERVAL_MIN || self.announce.interval > INTERVAL_MAX {
             return Err(Failure::config("announce-interval-ms is a number from 10 to 60000"));
         }

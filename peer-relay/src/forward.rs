@@ -20,7 +20,7 @@ use shared::{
         member::Identity,
         weight::Weights,
     },
-    link::tls::{MemberVerifier, Signer},
+    link::{credentials::Credentials, tls::MemberVerifier},
     service::Shutdown,
     share::allowance::Hold,
 };
@@ -76,7 +76,7 @@ pub(crate) struct LineCounters {
 
 /// Judges certificates, for which a packet's way is too narrow.
 pub(crate) struct Judge {
-    pub(crate) signer: Signer,
+    pub(crate) credentials: Credentials,
     pub(crate) verifier: MemberVerifier,
     pub(crate) weights: watch::Receiver<Weights>,
     pub(crate) upstream: watch::Receiver<Upstream>,
@@ -285,7 +285,10 @@ impl Judge {
             let is_removed = self.upstream.borrow().removed.contains(&hello.certificate_mark());
             let verdict = match is_removed {
                 true => hello.refuse(HelloRefusal::Removed),
-                false => hello.judge(weights, self.signer.certificate_der(), verify, |message| self.signer.sign(message)),
+                false => {
+                    let signer = self.credentials.signer();
+                    hello.judge(weights, signer.certificate_der(), verify, |message| signer.sign(message))
+                }
             };
             if judged.send(verdict).await.is_err() {
                 return;

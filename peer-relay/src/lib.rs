@@ -20,7 +20,11 @@ use shared::{
         hello::{AdmissionConfig, LineNumber},
         weight::Weights,
     },
-    link::tls::{MemberVerifier, Signer},
+    link::{
+        credentials::Credentials,
+        renew::{Connections, Renewal},
+        tls::MemberVerifier,
+    },
     service::{Exit, Failure, Shutdown, admin},
 };
 use tokio::{
@@ -151,16 +155,18 @@ pub struct ClientStatus {
 pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running> {
     config.check()?;
     let unusable = |error| Failure::new(Exit::Data, format!("the profile is not usable: {error}; ask whoever runs reconst for a new one"));
-    let signer = Signer::from_profile(&config.profile).map_err(unusable)?;
+    let (credentials, connections) = (Credentials::new(&config.profile).map_err(unusable)?, Connections::default());
     let verifier = MemberVerifier::new(&config.profile.authority_pem).map_err(unusable)?;
     let store = config.state.as_ref().map(|directory| Store::open(directory, &config.profile.identity)).transpose()?.map(Arc::new);
     let start = Start { config: &config, store, shutdown: &shutdown };
     let (mut tasks, mut lines, mut to_announce) = (JoinSet::new(), Vec::new(), Vec::new());
     let addresses = watch::Sender::default();
     for (line, default_port) in config.lines.iter().zip(config.first_port..) {
-        let (login, upstream) = Login::new(&config.profile, line.number, line.wan.clone()).map_err(unusable)?;
+        let (login, upstream) =
+            Login::new(&config.profile, (&credentials, &connections), line.number, line.wan.clone()).map_err(unusable)?;
         let weights = LineWeights::new(line.weights, config.state_file(line.number));
-        let judge = Judge { signer: signer.clone(), verifier: verifier.clone(), weights: weights.watch(), upstream: upstream.clone() };
+        let (credentials, verifier) = (credentials.clone(), verifier.clone());
+        let judge = Judge { credentials, verifier, weights: weights.watch(), upstream: upstream.clone() };
         let running = start_line(&start, line, default_port, judge, upstream, &mut tasks)?;
         let announced = LineToAnnounce {
             number: line.number,
@@ -183,7 +189,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
             interval,
             shutdown: shutdown.clone(),
         }));
-        tracing::info!(relay = %signer.identity(), line = line.number.0, lan = %running.lan_address, wan = %line.wan, "line lent");
+        tracing::info!(relay = %config.profile.identity, line = line.number.0, lan = %running.lan_address, wan = %line.wan, "line lent");
         lines.push(Arc::new(running));
         to_announce.push(announced);
     }
@@ -199,7 +205,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         None => None,
     };
     let control_path = command::serve(&config.control, &lines, &mut tasks, &shutdown)?;
-    let announcer = Announcer::new(config.announce, signer, to_announce, addresses);
+    let (profile, file, left_percent) = (config.profile, config.profile_file, config.renew_left_percent);
+    let renewal = Renewal { profile, file, left_percent, credentials: credentials.clone(), connections };
+    tasks.spawn(renewal.run());
+    let announcer = Announcer::new(config.announce, credentials, to_announce, addresses);
     let announcer = Some(tasks.spawn(announcer.run(shutdown.clone())));
     Ok(Running { lines, admin_address, control_path, tasks, announcer, drain: config.drain, shutdown })
 }

@@ -25,7 +25,11 @@ use shared::{
         profile::Profile,
     },
     ids::LanId,
-    link::tls::{LOGIN_ALPN, SERVER_NAME, TlsError, client_crypto},
+    link::{
+        credentials::Credentials,
+        renew::Connections,
+        tls::{LOGIN_ALPN, SERVER_NAME, TlsError},
+    },
     service::{NetworkChange, NetworkWatch, Shutdown},
     target::{Host, Target},
     units::Rate,
@@ -60,6 +64,8 @@ pub struct Upstream {
 /// Logs in and stays logged in.
 pub(crate) struct Login {
     config: quinn::ClientConfig,
+    /// Where a renewal finds the login's connection.
+    connections: Connections,
     reconst: Vec<Target>,
     lan: LanId,
     line: LineNumber,
@@ -86,16 +92,23 @@ pub(crate) struct LoginLine {
 }
 
 impl Login {
-    /// A login of the relay of `profile` over `line`, and where to read what comes of it.
+    /// A login of the relay of `profile` over `line`, with the credentials that it has then, and where to read what comes of it. While it
+    /// stands it is one of the connections.
     ///
     /// # Errors
     /// If the profile's certificates or key can't be used.
-    pub(crate) fn new(profile: &Profile, line: LineNumber, binding: WanBinding) -> Result<(Self, watch::Receiver<Upstream>), TlsError> {
-        let mut config = quinn::ClientConfig::new(client_crypto(profile, LOGIN_ALPN)?);
+    pub(crate) fn new(
+        profile: &Profile,
+        (credentials, connections): (&Credentials, &Connections),
+        line: LineNumber,
+        binding: WanBinding,
+    ) -> Result<(Self, watch::Receiver<Upstream>), TlsError> {
+        let mut config = quinn::ClientConfig::new(credentials.client_crypto(&profile.authority_pem, LOGIN_ALPN)?);
         config.transport_config(Arc::new(transport()));
         let (upstream, receiver) = watch::channel(Upstream::default());
         let login = Self {
             config,
+            connections: connections.clone(),
             reconst: profile.reconst.clone(),
             lan: profile.identity.lan,
             line,
@@ -168,6 +181,7 @@ impl Login {
         let mut login = Vec::new();
         FromRelay::Login { version: VERSION, line: self.line.0 }.encode(&mut login);
         send.write_all(&login).await.context("reconst closed the login")?;
+        let _standing = self.connections.enter(connection.clone());
         let mut frames = Frames::default();
         let mut bytes = [0; 2048];
         let mut tick = tokio::time::interval(line.interval);

@@ -16,6 +16,7 @@ use shared::{
         member::{Identity, Role},
         weight::{LineWeight, Weight},
     },
+    link::renew::{check_time, left_percent},
     service::{
         Exit, Failure, LogFormat, admin, conclude,
         control::{self, ControlError},
@@ -107,6 +108,9 @@ struct Settings {
     /// --lan-bind and --admin and the path of --control are the first LAN's and the others follow; shares are for each LAN.
     #[arg(long, value_name = "FILE")]
     profile: Vec<PathBuf>,
+    /// Renew the certificate when so many per cent of its life are left, 1 to 90 [default: 33].
+    #[arg(long, value_name = "PERCENT")]
+    renew_left: Option<u8>,
     /// Where users reach the relay on the LAN [default: port 7654 on every address].
     #[arg(long, value_name = "IP:PORT")]
     lan_bind: Option<SocketAddr>,
@@ -177,6 +181,7 @@ struct SettingsFile {
     control: Option<PathBuf>,
     admin: Option<SocketAddr>,
     carry_joins: Option<bool>,
+    renew_left: Option<u8>,
     log_format: Option<String>,
     announce: Option<bool>,
     announce_to: Vec<SocketAddr>,
@@ -325,6 +330,7 @@ impl Settings {
             paths.push(found_profile(Role::Relay, "peer-relay")?);
         }
         let profiles: Vec<_> = paths.iter().map(|path| read_profile(path, Role::Relay, "peer-relay")).collect::<Result<_, _>>()?;
+        profiles.iter().try_for_each(|profile| check_time(profile, "peer-relay"))?;
         let Some(first) = profiles.first() else {
             return Err(Failure::usage("no profile: name the relay's with --profile FILE").into());
         };
@@ -365,6 +371,7 @@ impl Settings {
         config.state = self.state.or(of_file).or_else(default_folder);
         config.admin = self.admin.or(file.admin);
         config.carries_strangers = self.carry_joins.or(file.carry_joins).unwrap_or(config.carries_strangers);
+        config.renew_left_percent = left_percent(self.renew_left.or(file.renew_left))?;
         config.announce.multicast = file.announce.unwrap_or(config.announce.multicast);
         config.announce.unicast = file.announce_to;
         config.announce.interval = file.announce_interval_ms.map_or(config.announce.interval, Duration::from_millis);
@@ -378,12 +385,13 @@ impl Settings {
             (None, None) => LogFormat::default(),
         };
         let mut control = self.control.or(file.control);
-        let for_lan = |(profile, place)| {
+        let for_lan = |((profile, file), place)| {
             let mut config = config.for_lan(profile, place);
+            config.profile_file = Some(file);
             config.control = control.take().map_or_else(|| default_control(&config.profile.identity), |path| vec![path]);
             config
         };
-        Ok((profiles.into_iter().zip(0..).map(for_lan).collect(), log_format))
+        Ok((profiles.into_iter().zip(paths).zip(0..).map(for_lan).collect(), log_format))
     }
 }
 

@@ -12,7 +12,10 @@ use anyhow::Context;
 use serde::Deserialize;
 use shared::{
     community::{announce::ANNOUNCE_PORT, member::Role, profile::Profile, roster::RosterConfig},
-    link::tls::{MemberVerifier, Signer},
+    link::{
+        renew::{LEFT_PERCENT, check_time, left_percent},
+        tls::{MemberVerifier, Signer},
+    },
     service::{Exit, Failure, LogFormat, default_folder, found_profile, read_config, read_profile, read_secret},
     transfer::schedule::Policy,
 };
@@ -28,6 +31,10 @@ use crate::{
 pub struct Config {
     /// The member's profiles, one for each LAN.
     pub profiles: Vec<Profile>,
+    /// Their files, in the same order, for certificates that are renewed; without one what is renewed is kept in memory alone.
+    pub profile_files: Vec<PathBuf>,
+    /// The part of its life that a certificate has left when it is renewed, in per cent, 1 to 90.
+    pub renew_left_percent: u8,
     /// Where applications find the proxy.
     pub listen: Vec<Bind>,
     /// Relays to use beside those that are found by announcement.
@@ -107,6 +114,9 @@ pub struct Options {
     /// Profile that makes this PC a member of a LAN; once for each LAN [default: user.toml below ~/.config/tributary, as `join` writes it]
     #[arg(long, value_name = "FILE")]
     profile: Vec<PathBuf>,
+    /// Renew the certificate when so many per cent of its life are left, 1 to 90 [default: 33]
+    #[arg(long, value_name = "PERCENT")]
+    renew_left: Option<u8>,
     /// Where applications find the proxy [default: port 1080 of 127.0.0.1, and of ::1 if free]
     #[arg(long, value_name = "IP:PORT")]
     listen: Vec<String>,
@@ -209,6 +219,7 @@ impl Options {
         Ok(Self {
             config: None,
             profile: either(self.profile, file.profile),
+            renew_left: self.renew_left.or(file.renew_left),
             listen: either(self.listen, file.listen),
             relay: either(self.relay, file.relay),
             discover: self.discover.or(file.discover),
@@ -268,6 +279,8 @@ impl Options {
         let admin = Bind { address: self.admin_address()?, is_required: self.admin.is_some() };
         Ok(Config {
             profiles,
+            profile_files: paths,
+            renew_left_percent: left_percent(self.renew_left)?,
             listen,
             placement,
             relays: self.relay.iter().map(|text| relay(text)).collect::<anyhow::Result<_>>()?,
@@ -305,6 +318,8 @@ impl Config {
     pub fn new(profiles: Vec<Profile>) -> Self {
         Self {
             profiles,
+            profile_files: Vec::new(),
+            renew_left_percent: LEFT_PERCENT,
             listen: default_listen(),
             relays: Vec::new(),
             placement: Vec::new(),
@@ -355,6 +370,7 @@ fn refuse_open_proxy(listen: &[Bind]) -> anyhow::Result<()> {
 /// Looks at the keys too, so that `check` finds what `run` would fail on.
 fn usable_profile(path: &Path) -> anyhow::Result<Profile> {
     let profile = read_profile(path, Role::User, "proxy-local")?;
+    check_time(&profile, "proxy-local")?;
     let keys = Signer::from_profile(&profile).and_then(|_| MemberVerifier::new(&profile.authority_pem));
     keys.map_err(|error| {
         let message = format!("{} can't be used: {error}; ask whoever runs `reconst` for a new one", path.display());

@@ -16,7 +16,7 @@ use std::{
 use serde::Serialize;
 use shared::{
     community::{member::Name, profile::Profile, roster::RosterConfig},
-    link::tls::MemberVerifier,
+    link::{renew::Renewal, tls::MemberVerifier},
     service::{Failure, Shutdown, StateFile, admin, bind_failure},
 };
 use tokio::{
@@ -124,8 +124,10 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         return Err(Failure::usage("no profile: a proxy needs at least one LAN").into());
     }
     let (mut lans, mut placed) = (Vec::new(), Vec::new());
-    for profile in &config.profiles {
+    for (place, profile) in config.profiles.iter().enumerate() {
         let paths = Paths::new(profile, config.scheduler.into())?;
+        let renewal = paths.renewal(profile, config.profile_files.get(place).cloned(), config.renew_left_percent);
+        tokio::spawn(renew(renewal, shutdown.clone()));
         for &relay in &config.relays {
             paths.add_relay(relay, true);
         }
@@ -237,6 +239,13 @@ impl Running {
     /// The paths to the first LAN's `reconst`: relays can be added and the lines' figures read. None under [`start_with`].
     pub fn paths(&self) -> Option<&Paths> {
         self.lans.first().map(|lan| &lan.paths)
+    }
+}
+
+async fn renew(renewal: Renewal, shutdown: Shutdown) {
+    tokio::select! {
+        () = renewal.run() => {}
+        () = shutdown.draining() => {}
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -25,11 +26,13 @@ use shared::{
     ids::{LanId, PathId, SessionId},
     link::{
         CLOSE_LEAVING,
+        credentials::Credentials,
         join::{self, JoinError},
         lan::{self, HelloError},
         path_socket::PathSocket,
+        renew::{Connections, Renewal},
         session::SessionHandle,
-        tls::{self, MemberVerifier, PATH_ALPN, SERVER_NAME, Signer, TlsError},
+        tls::{MemberVerifier, PATH_ALPN, SERVER_NAME, TlsError},
         transport,
     },
     transfer::{
@@ -62,7 +65,8 @@ impl std::fmt::Debug for Paths {
 
 struct Inner {
     lan: LanId,
-    signer: Signer,
+    credentials: Credentials,
+    connections: Connections,
     verifier: MemberVerifier,
     crypto: Arc<dyn quinn::crypto::ClientConfig>,
     policy: Policy,
@@ -224,16 +228,24 @@ impl Paths {
             routes: HashMap::new(),
             last_problem: HashMap::new(),
         };
+        let credentials = Credentials::new(profile)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 lan: profile.identity.lan,
-                signer: Signer::from_profile(profile)?,
+                crypto: credentials.client_crypto(&profile.authority_pem, PATH_ALPN)?,
+                credentials,
+                connections: Connections::default(),
                 verifier: MemberVerifier::new(&profile.authority_pem)?,
-                crypto: tls::client_crypto(profile, PATH_ALPN)?,
                 policy,
                 state: Mutex::new(state),
             }),
         })
+    }
+
+    /// What renews the certificate of `profile`, in its `file` too, over these paths, which then use the new one.
+    pub fn renewal(&self, profile: &Profile, file: Option<PathBuf>, left_percent: u8) -> Renewal {
+        let (credentials, connections) = (self.inner.credentials.clone(), self.inner.connections.clone());
+        Renewal { profile: profile.clone(), file, left_percent, credentials, connections }
     }
 
     /// The session to open flows in, now.
@@ -353,7 +365,7 @@ impl Inner {
     /// Asks the relay for service, connects through it and joins the session.
     async fn connect(self: &Arc<Self>, address: SocketAddr) -> Result<Joined, PathError> {
         let socket = UdpSocket::from_std(udp_socket(address.ip())?)?;
-        let welcome = lan::request_service(&socket, address, LineNumber::ANY, &self.signer, &self.verifier, self.lan).await?;
+        let welcome = lan::request_service(&socket, address, LineNumber::ANY, &self.credentials.signer(), &self.verifier, self.lan).await?;
         let line = self.lease_line((welcome.relay.name.clone(), welcome.line))?;
         let mut endpoint_config = transport::path_endpoint();
         endpoint_config.cid_generator(no_connection_ids);

@@ -52,6 +52,7 @@ use crate::{
     accounts::{Accounts, Denied},
     dedicated::{DedicatedPorts, Holder, Noted, Protocol},
     egress::{Egress, udp},
+    enrol::Enroller,
     quota::{
         Keeper, UserAccount,
         meter::{FlowMeter, ParcelMeter},
@@ -69,6 +70,7 @@ struct Inner {
     accounts: Accounts,
     keeper: Keeper,
     egress: Egress,
+    enroller: Enroller,
     policy: Policy,
     sessions: Mutex<HashMap<SessionKey, Entry>>,
     open_flows: AtomicUsize,
@@ -144,11 +146,19 @@ const PATHS_PER_SESSION: usize = 64;
 
 impl Sessions {
     /// No sessions yet.
-    pub fn new(accounts: Accounts, keeper: Keeper, egress: Egress, dedicated: DedicatedPorts, policy: Policy) -> Self {
+    pub(crate) fn new(
+        accounts: Accounts,
+        keeper: Keeper,
+        egress: Egress,
+        enroller: Enroller,
+        dedicated: DedicatedPorts,
+        policy: Policy,
+    ) -> Self {
         let inner = Inner {
             accounts,
             keeper,
             egress,
+            enroller,
             policy,
             sessions: Mutex::default(),
             open_flows: AtomicUsize::new(0),
@@ -552,6 +562,7 @@ impl Path {
         tokio::select! {
             () = self.run_until_over(remote) => {}
             () = async { leave_if_moved.await; std::future::pending().await } => {}
+            () = self.renewed() => {}
         }
         self.entry.note_line(id, None);
     }
@@ -571,6 +582,13 @@ impl Path {
                 self.connection.close(VarInt::from_u32(CLOSE_MOVED), reason.as_bytes());
             }
         }
+    }
+
+    /// Renews the user's certificate when asked to.
+    async fn renewed(&self) {
+        self.inner.enroller.serve_member(&self.connection, &self.certificate).await;
+        // That the path has ended, and why, is another's to see.
+        std::future::pending().await
     }
 
     /// Waits until the relay is none of the LAN any more, has the path left, and waits until that has had its time; gives why.

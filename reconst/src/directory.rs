@@ -229,7 +229,20 @@ struct Login {
 }
 
 impl Login {
-    async fn keep(mut self: Box<Self>) -> anyhow::Result<()> {
+    async fn keep(self: Box<Self>) -> anyhow::Result<()> {
+        let (enroller, connection, certificate) = (self.shared.enroller.clone(), self.connection.clone(), self.certificate.clone());
+        let renewing = async {
+            enroller.serve_member(&connection, &certificate).await;
+            // That the login has ended, and why, is another's to see.
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = self.keep_informed() => ended,
+            () = renewing => Ok(()),
+        }
+    }
+
+    async fn keep_informed(mut self: Box<Self>) -> anyhow::Result<()> {
         let mut data_addresses = self.shared.data_addresses.clone();
         let mut changes = self.shared.accounts.changes();
         // It ends with the connection.
@@ -347,7 +360,7 @@ pub(crate) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>) -> qui
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
         .receive_window(VarInt::from_u32(WINDOW_BYTES))
@@ -382,6 +395,9 @@ const RATES_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Twice what a relay waits, so that it is the relay that finds its line down.
 const IDLE_MS: u32 = 30_000;
+
+/// The login's own, and a request for renewal.
+const STREAMS_MAX: u32 = 2;
 
 /// Two frames of the longest.
 const WINDOW_BYTES: u32 = 32 * 1024;

@@ -11,10 +11,12 @@ use std::{
 };
 
 use quinn::VarInt;
+use rustls::pki_types::CertificateDer;
 use shared::{
     community::{
         enrol::{EnrolReply, Issued, Title},
         gate::Gate,
+        member::Identity,
     },
     link::{
         CLOSE_LEAVING, CLOSE_PROTOCOL,
@@ -85,6 +87,26 @@ impl Enroller {
     }
 }
 
+impl Enroller {
+    /// Renews the certificate that `connection`, a member's, was authenticated with, whenever its other end asks; until that has ended.
+    pub(crate) async fn serve_member(&self, connection: &quinn::Connection, certificate: &CertificateDer<'_>) {
+        loop {
+            match enrol::receive(connection).await {
+                Ok((request, send)) => {
+                    let reply = match request.title {
+                        Title::Certificate => self.inner.renew(certificate, request.public_key, connection.remote_address()).await,
+                        Title::Invite { .. } => EnrolReply::Refused("an invite is not shown on a member's connection".into()),
+                    };
+                    enrol::answer(send, &reply).await;
+                }
+                Err(error) if connection.close_reason().is_none() => tracing::debug!(%error, "no request for renewal"),
+                Err(_) => return,
+            }
+            tokio::time::sleep(RENEWAL_PAUSE).await;
+        }
+    }
+}
+
 impl Inner {
     fn may_look(&self, now: Instant, remote: SocketAddr) -> bool {
         let mut gates = self.gates.lock().expect("nothing panics while it is held");
@@ -93,40 +115,60 @@ impl Inner {
     }
 
     async fn redeem(&self, redeeming: Redeeming, remote: SocketAddr) -> EnrolReply {
-        let validity = match provision::member_validity(&self.accounts).await {
-            Ok(validity) => validity,
-            Err(failure) => {
-                tracing::error!(%failure, "no certificates can be issued");
-                return EnrolReply::Busy("reconst can't issue certificates now: try again in a moment".into());
+        let redeemed = match provision::member_validity(&self.accounts).await {
+            Ok(validity) => {
+                let certify = |identity: &_| self.certify(identity, redeeming.public_key, validity);
+                self.accounts.redeem(redeeming, certify).await
             }
+            Err(failure) => Err(EnrolDenied::Unavailable(Box::new(failure))),
         };
-        let certify = |identity: &_| -> Result<Certified, EnrolDenied> {
-            let certified = self.authority.certify_member(identity, redeeming.public_key, validity);
-            certified.map_err(|error| EnrolDenied::Unavailable(Box::new(error)))
-        };
-        match self.accounts.redeem(redeeming, certify).await {
+        match redeemed {
             Ok(enrolled) => {
                 tracing::info!(member = %enrolled.identity, invite = redeeming.number, %remote, "joined");
-                self.issued(enrolled)
+                EnrolReply::Issued(Issued { reconst: self.public.clone(), ..issued(enrolled) })
             }
-            Err(denied) => refusal(denied, remote, redeeming.number),
+            Err(denied) => refusal(denied, remote, "invite refused"),
         }
     }
 
-    fn issued(&self, enrolled: Enrolled) -> EnrolReply {
-        let Enrolled { identity, lan_name, certificate } = enrolled;
-        EnrolReply::Issued(Issued { identity, lan_name, reconst: self.public.clone(), certificate })
+    async fn renew(&self, certificate: &CertificateDer<'_>, public_key: [u8; 32], remote: SocketAddr) -> EnrolReply {
+        let renewed = match provision::member_validity(&self.accounts).await {
+            Ok(validity) => {
+                let certify = |identity: &_| self.certify(identity, public_key, validity);
+                self.accounts.renew(certificate, public_key, certify).await
+            }
+            Err(failure) => Err(EnrolDenied::Unavailable(Box::new(failure))),
+        };
+        match renewed {
+            Ok(enrolled) => {
+                tracing::info!(member = %enrolled.identity, %remote, "certificate renewed");
+                EnrolReply::Issued(issued(enrolled))
+            }
+            Err(denied) => refusal(denied, remote, "renewal refused"),
+        }
+    }
+
+    fn certify(&self, identity: &Identity, public_key: [u8; 32], validity: time::Duration) -> Result<Certified, EnrolDenied> {
+        let certified = self.authority.certify_member(identity, public_key, validity);
+        certified.map_err(|error| EnrolDenied::Unavailable(Box::new(error)))
     }
 }
 
-fn refusal(denied: EnrolDenied, remote: SocketAddr, invite: u32) -> EnrolReply {
+/// What is issued, without a word of where `reconst` is reached: that is as before.
+fn issued(enrolled: Enrolled) -> Issued {
+    let Enrolled { identity, lan_name, certificate } = enrolled;
+    Issued { identity, lan_name, reconst: Vec::new(), certificate }
+}
+
+fn refusal(denied: EnrolDenied, remote: SocketAddr, what: &str) -> EnrolReply {
     match &denied {
         EnrolDenied::Unavailable(error) => {
-            tracing::error!(%error, "an invite can't be looked up");
+            tracing::error!(%error, %remote, "no certificate can be issued");
             EnrolReply::Busy(denied.to_string())
         }
+        EnrolDenied::TooMany(_) => EnrolReply::Busy(denied.to_string()),
         _ => {
-            tracing::info!(invite, %remote, reason = %denied, "invite refused");
+            tracing::info!(%remote, reason = %denied, "{what}");
             EnrolReply::Refused(denied.to_string())
         }
     }
@@ -143,6 +185,9 @@ fn slot_of(ip: IpAddr) -> usize {
 
 /// How long a stranger may take with its request: as long as a login with its first message.
 const REQUEST_TIME: Duration = Duration::from_secs(15);
+
+/// How soon a member is heard again on the same connection: once in years is what it needs.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Invites looked at: a neighbourhood that joins in one evening, not a flood. A secret has 128 bits, so that this spares the store alone.
 const INTERVAL: Duration = Duration::from_millis(100);

@@ -101,7 +101,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         None => (None, None),
     };
     let keeper = Keeper::new(accounts.clone());
-    let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, DedicatedPorts::recorded(records), config.scheduler);
+    let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, enroller.clone(), DedicatedPorts::recorded(records), config.scheduler);
 
     let login_port = match config.login_port_override {
         Some(port) => port,

@@ -9,7 +9,10 @@ use std::{
 
 use reconst::{
     Config, Running,
-    accounts::{Limits, invites::Invitation},
+    accounts::{
+        Limits,
+        invites::{Certified, EnrolDenied, Invitation},
+    },
     provision::{DEFAULT_LOGIN_PORT, Registrar},
 };
 use shared::{
@@ -129,6 +132,32 @@ async fn a_member_who_was_removed_does_not_join() {
     isp.registrar.accounts().remove_member(&name("elm"), Role::User, &name("ann")).await.expect("there");
     let refused = isp.join(&invite, "ann.toml").await.expect_err("removed");
     assert!(refused.message.starts_with("user ann of LAN 15 was removed on"), "{refused}");
+    isp.stop().await;
+}
+
+#[tokio::test]
+async fn only_a_member_renews_and_a_member_has_a_bounded_number_of_certificates() {
+    let isp = Isp::start().await;
+    let (elm, accounts) = (name("elm"), isp.registrar.accounts());
+    let profile = isp.join(&isp.invite(Role::User, "ann").await, "ann.toml").await.expect("joined");
+    let certificate = tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
+    let renew = async |certificate: &[u8], key: u8| {
+        let expires_at = OffsetDateTime::now_utc() + time::Duration::days(1);
+        accounts.renew(certificate, [key; 32], |_| Ok(Certified { der: vec![key; 40], expires_at })).await
+    };
+    let renewed = renew(&certificate, 1).await.expect("a member's");
+    assert_eq!(renew(&certificate, 1).await.expect("in case the answer was lost"), renewed);
+    renew(&renewed.certificate, 2).await.expect("a member's");
+    assert!(matches!(renew(b"another", 3).await, Err(EnrolDenied::UnknownCertificate)));
+    let mut key = 3;
+    while renew(&certificate, key).await.is_ok() {
+        key += 1;
+    }
+    assert!(matches!(renew(&certificate, key).await, Err(EnrolDenied::TooMany(_))) && key > 8, "{key}");
+    accounts.remove_member(&elm, Role::User, &name("ann")).await.expect("there");
+    for certificate in [&certificate[..], &renewed.certificate] {
+        assert!(matches!(renew(certificate, 1).await, Err(EnrolDenied::Removed { .. })));
+    }
     isp.stop().await;
 }
 

@@ -11,7 +11,7 @@ use rand::RngExt;
 use shared::{
     community::weight::LineWeight,
     ids::{PathId, SessionId},
-    link::{CLOSE_LEAVING, CLOSE_MOVED, join::JoinError, session::SessionHandle},
+    link::{CLOSE_LEAVING, CLOSE_MOVED, join::JoinError, renew::Standing, session::SessionHandle},
     transfer::{control::Leaving, path::PathState},
 };
 use tokio::{
@@ -41,6 +41,8 @@ pub(super) struct Joined {
     session_id: SessionId,
     weight_up: LineWeight,
     line: LineLease,
+    /// Its place among the connections that a renewal may use.
+    _standing: Standing,
 }
 
 /// What has become of a path.
@@ -215,7 +217,8 @@ impl Joined {
         weight_up: LineWeight,
         line: LineLease,
     ) -> Self {
-        Self { id, connection, session, session_id, weight_up, line }
+        let _standing = line.inner.connections.enter(connection.clone());
+        Self { id, connection, session, session_id, weight_up, line, _standing }
     }
 
     /// Lets nothing more be sent on the path, either way, and closes it once what was under way has arrived, or after [`LEAVING_MAX`].

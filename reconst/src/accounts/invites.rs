@@ -130,6 +130,15 @@ pub enum EnrolDenied {
         /// The day, UTC.
         on: Date,
     },
+    /// The certificate shown was never issued here.
+    #[error("this certificate is not known to this reconst: ask its operator for an invite")]
+    UnknownCertificate,
+    /// The certificate shown is none of a member's any more.
+    #[error("this certificate of {0} does not count any more: another PC has joined in its place")]
+    Replaced(Identity),
+    /// The member has as many as one may.
+    #[error("{0} has as many certificates as a member may have: some must end first")]
+    TooMany(Identity),
     /// The store does not answer, or no certificate can be made.
     #[error("reconst can't issue certificates now: try again in a moment")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -338,7 +347,7 @@ pub(super) async fn insert_certificate(
     Ok(())
 }
 
-async fn newest_with_key(
+pub(super) async fn newest_with_key(
     transaction: &mut Transaction<'static, Any>,
     member: MemberId,
     public_key: &[u8; 32],

@@ -12,6 +12,7 @@ mod database;
 pub mod invites;
 pub mod ledger;
 pub mod registry;
+mod renewals;
 pub mod report;
 mod schema;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use shared::transfer::schedule::Policy;
 use tower::ServiceExt;
 
 use super::*;
-use crate::{accounts::testing, dedicated::DedicatedPorts, egress::Egress};
+use crate::{accounts::testing, authority::Authority, dedicated::DedicatedPorts, egress::Egress, enrol::Enroller};
 
 #[tokio::test]
 async fn only_who_has_the_token_is_answered() {
@@ -142,7 +142,9 @@ impl Bench {
         let accounts = registrar.accounts().clone();
         let keeper = Keeper::new(accounts.clone());
         let egress = Egress::new(Vec::new(), Vec::new());
-        let sessions = Sessions::new(accounts, keeper.clone(), egress, DedicatedPorts::default(), Policy::default());
+        let (authority, _) = Authority::create("isp.example").expect("a key");
+        let enroller = Enroller::new(accounts.clone(), authority, Vec::new());
+        let sessions = Sessions::new(accounts, keeper.clone(), egress, enroller, DedicatedPorts::default(), Policy::default());
         let api =
             Api { registrar: registrar.acting_as("api"), sessions, keeper, figures: Box::new(Figures::default), token: "secret".into() };
         Self { router: router(Arc::new(api)), _scratch: scratch }

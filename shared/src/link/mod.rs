@@ -3,9 +3,10 @@
 //! [`session`] drives the core, [`stream`] is a flow as `AsyncRead` and `AsyncWrite`, [`parcels`] a UDP flow's datagrams, [`open`] says where it goes, [`pipe`] joins it to
 //! a socket; [`udp_port`] is a UDP flow's socket. [`transport`] and [`tls`] say what a path's connection is, [`path_socket`] sends and receives its packets, [`join`] brings it into its session. [`lan`] asks a relay for service.
 //! [`enrol`] makes a member of a PC, with a [`key`] of its own, at a `reconst` that it knows by its authority's fingerprint ([`pinned`]),
-//! through a relay if need be ([`carry`]).
+//! through a relay if need be ([`carry`]); [`renew`] keeps it one, by replacing its [`credentials`].
 
 pub mod carry;
+pub mod credentials;
 pub mod enrol;
 pub mod join;
 pub mod key;
@@ -15,6 +16,7 @@ pub mod parcels;
 pub mod path_socket;
 pub mod pinned;
 pub mod pipe;
+pub mod renew;
 pub mod session;
 pub mod stream;
 pub mod tls;

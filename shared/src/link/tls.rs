@@ -9,18 +9,18 @@
 
 use std::{fmt, sync::Arc};
 
-use quinn_proto::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn_proto::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use rustls::{
     RootCertStore, SignatureScheme,
-    client::Resumption,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject},
     server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier, danger::ClientCertVerifier},
-    sign::SigningKey,
+    sign::{CertifiedKey, SigningKey},
 };
 use thiserror::Error;
 use webpki::{EndEntityCert, KeyUsage};
 
+use super::credentials::Credentials;
 use crate::community::{
     member::{Identity, MemberError, RECONST_NAME},
     profile::Profile,
@@ -96,18 +96,12 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The client end of a path or a login, as the member of `profile`.
+/// The client end of a path or a login, as the member of `profile`, whatever is renewed later.
 ///
 /// # Errors
 /// If the profile's certificates or key can't be used.
 pub fn client_crypto(profile: &Profile, alpn: &[u8]) -> Result<Arc<dyn quinn_proto::crypto::ClientConfig>, TlsError> {
-    let mut config = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots(&profile.authority_pem)?)
-        .with_client_auth_cert(vec![certificate("member's certificate", &profile.certificate_pem)?], private_key(&profile.key_pem)?)?;
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config.resumption = Resumption::disabled();
-    Ok(Arc::new(QuicClientConfig::try_from(config)?))
+    Credentials::new(profile)?.client_crypto(&profile.authority_pem, alpn)
 }
 
 /// `reconst`'s end of paths or logins: takes clients with a certificate of the authority alone.
@@ -218,6 +212,11 @@ impl Signer {
         signer.sign(&in_context(message)).expect("an Ed25519 signature needs neither randomness nor a length limit")
     }
 
+    /// What TLS shows and signs with.
+    pub(super) fn certified_key(&self) -> CertifiedKey {
+        CertifiedKey::new(vec![self.certificate.clone()], Arc::clone(&self.key))
+    }
+
     /// The certificate that a [`MemberVerifier`] checks the signatures with.
     pub fn certificate_der(&self) -> &[u8] {
         &self.certificate
@@ -278,7 +277,7 @@ fn in_context(message: &[u8]) -> Vec<u8> {
     [b"tributary LAN message 1\0", message].concat()
 }
 
-fn roots(authority_pem: &str) -> Result<RootCertStore, TlsError> {
+pub(super) fn roots(authority_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add(certificate("authority's certificate", authority_pem)?)?;
     Ok(roots)
