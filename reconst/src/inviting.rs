@@ -16,7 +16,9 @@ use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{limits::LimitOptions, register::State};
 
+// Its variant in the commands is a group of that name too.
 #[derive(Args)]
+#[group(skip)]
 pub(crate) struct Invite {
     /// The member's name: letters a-z, digits and hyphens
     name: Name,

@@ -179,3 +179,13 @@ async fn check(options: RunOptions) -> anyhow::Result<()> {
     println!("the configuration and the state are valid");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed() {
+        Cli::command().debug_assert();
+    }
+}
