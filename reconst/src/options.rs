@@ -10,7 +10,10 @@ use clap::Args;
 use ipnet::IpNet;
 use reconst::{Config, RecordsConfig};
 use serde::Deserialize;
-use shared::service::{Failure, LogFormat, read_config};
+use shared::{
+    service::{Failure, LogFormat, read_config},
+    transfer::schedule::{Policy, PolicyError},
+};
 
 use crate::database;
 
@@ -38,6 +41,10 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "CIDR", value_parser = network)]
     #[serde(default)]
     egress_allow: Vec<String>,
+    /// How the bytes to users are spread over the lines, unless their proxies ask for another way: adaptive, wrr, rr or redundant
+    /// [default: adaptive]
+    #[arg(long, value_name = "SCHEDULER", value_parser = scheduler)]
+    scheduler: Option<String>,
     /// How many announcements in a row a relay may miss before it is off the roster [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     missed_announces: Option<u32>,
@@ -76,6 +83,7 @@ impl RunOptions {
             database_file: self.database_file.or(if self.database.is_none() { file.database_file } else { None }),
             bind: self.bind.or(file.bind),
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
+            scheduler: self.scheduler.or(file.scheduler),
             missed_announces: self.missed_announces.or(file.missed_announces),
             admin: self.admin.or(file.admin),
             api: self.api.or(file.api),
@@ -98,6 +106,8 @@ impl RunOptions {
         config.database = database::chosen(self.database.as_deref(), self.database_file.as_deref())?;
         let parse = |text: &String| parsed_network(text).map_err(Failure::config);
         config.egress_allow = self.egress_allow.iter().map(parse).collect::<Result<_, _>>()?;
+        let policy = self.scheduler.as_deref().map(str::parse::<Policy>).transpose();
+        config.scheduler = policy.map_err(|error| Failure::config(error.to_string()))?.unwrap_or(config.scheduler);
         config.missed_max = self.missed_announces.unwrap_or(config.missed_max).max(1);
         config.admin = self.admin;
         config.api = self.api;
@@ -117,6 +127,10 @@ impl RunOptions {
         }
         Ok(config)
     }
+}
+
+fn scheduler(text: &str) -> Result<String, PolicyError> {
+    text.parse::<Policy>().map(|_| text.into())
 }
 
 fn network(text: &str) -> Result<String, String> {
@@ -155,6 +169,11 @@ mod tests {
         let config = options.with_file().expect("a valid file").into_config().expect("a valid configuration");
         assert_eq!((config.state_dir, config.bind), ("/srv/b".into(), IpAddr::from([127, 0, 0, 1])));
         assert_eq!(config.egress_allow, ["10.0.0.0/8".parse().expect("a network")]);
+        for (scheduler, expected) in [("wrr", Some(Policy::WeightedRoundRobin)), ("fastest", None)] {
+            std::fs::write(&path, format!("state = '/srv/a'\nscheduler = '{scheduler}'\n")).expect("a file");
+            let options = RunOptions { config: Some(path.clone()), ..Default::default() }.with_file().expect("a valid file");
+            assert_eq!(options.into_config().ok().map(|config| config.scheduler), expected);
+        }
         std::fs::write(&path, "sate = '/srv/a'\n").expect("a file");
         assert!(RunOptions { config: Some(path), ..Default::default() }.with_file().is_err());
     }
