@@ -72,6 +72,7 @@ struct Inner {
     egress: Egress,
     enroller: Enroller,
     policy: Policy,
+    udp_idle: Duration,
     sessions: Mutex<HashMap<SessionKey, Entry>>,
     open_flows: AtomicUsize,
     open_udp_flows: AtomicUsize,
@@ -153,6 +154,7 @@ impl Sessions {
         enroller: Enroller,
         dedicated: DedicatedPorts,
         policy: Policy,
+        udp_idle: Duration,
     ) -> Self {
         let inner = Inner {
             accounts,
@@ -160,6 +162,7 @@ impl Sessions {
             egress,
             enroller,
             policy,
+            udp_idle,
             sessions: Mutex::default(),
             open_flows: AtomicUsize::new(0),
             open_udp_flows: AtomicUsize::new(0),
@@ -495,7 +498,7 @@ impl Inner {
         if let Ok((number, port)) = opened {
             let usage = self.dedicated.hold(holder, Protocol::Udp, number, None);
             let meters = (ParcelMeter::new(account.clone(), Way::Up), ParcelMeter::new(account.clone(), Way::Down));
-            let ended = udp::carry(&self.egress, stream, parcels, port, &usage, meters, udp::IDLE_TIME).await?;
+            let ended = udp::carry(&self.egress, stream, parcels, port, &usage, meters, self.udp_idle).await?;
             tracing::debug!(id = %stream.id(), port = number, ?ended, "UDP flow over");
             stream.shutdown().await?;
         }

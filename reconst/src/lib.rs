@@ -57,6 +57,9 @@ pub struct Config {
     pub egress_allow: Vec<IpNet>,
     /// How the bytes to users are spread over their paths.
     pub scheduler: Policy,
+    /// How long a UDP flow may carry nothing before its dedicated port is released. With little a call that is on hold loses its port, with
+    /// much ports are held for nobody.
+    pub udp_idle: Duration,
     /// `ACTIVE`s in a row after which a relay's line is off the roster. With 1 a lost one takes it off, with many a dead one is told to users
     /// for long.
     pub missed_max: u32,
@@ -81,6 +84,7 @@ impl Config {
             has_ephemeral_data_ports: false,
             egress_allow: Vec::new(),
             scheduler: Policy::default(),
+            udp_idle: egress::udp::IDLE_TIME,
             missed_max: RosterConfig::default().missed_max,
             admin: None,
             api: None,

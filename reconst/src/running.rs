@@ -101,7 +101,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         None => (None, None),
     };
     let keeper = Keeper::new(accounts.clone());
-    let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, enroller.clone(), DedicatedPorts::recorded(records), config.scheduler);
+    let (dedicated, udp_idle) = (DedicatedPorts::recorded(records), config.udp_idle);
+    let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, enroller.clone(), dedicated, config.scheduler, udp_idle);
 
     let login_port = match config.login_port_override {
         Some(port) => port,

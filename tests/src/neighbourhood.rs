@@ -49,6 +49,7 @@ pub struct Neighbourhood {
     /// `None` only while it is killed and not yet started again.
     reconst: Option<Program<reconst::Running>>,
     scheduler: Policy,
+    udp_idle: Option<Duration>,
     lines: Vec<LineHandle>,
     _line_thread: Lines,
     content: ContentServer,
@@ -71,6 +72,8 @@ pub struct Plan {
     pub scheduler: proxy_local::config::Scheduler,
     /// See `scheduler`.
     pub udp_scheduler: proxy_local::config::Scheduler,
+    /// How long a UDP flow may carry nothing, if not as usual.
+    pub udp_idle: Option<Duration>,
     /// How its proxies find relays.
     pub finding: Finding,
     /// Whether the relays' weights are measured, in place of set by their lines' rates.
@@ -120,6 +123,7 @@ impl Plan {
             seed: 1,
             scheduler,
             udp_scheduler,
+            udp_idle: None,
             finding: Finding::default(),
             measures: false,
             shares: Vec::new(),
@@ -145,7 +149,7 @@ impl Neighbourhood {
         registrar.add_lan(&lan, Some(LanId(15)), Some(ports.data)).await?;
         let user = registrar.add_user(&lan, &name("user1"), &reconst::accounts::Limits::default()).await?;
         let scheduler = plan.scheduler.into();
-        let reconst = start_reconst(&state, content.address().ip(), scheduler).await?;
+        let reconst = start_reconst(&state, content.address().ip(), scheduler, plan.udp_idle).await?;
 
         let announce_port = take_port(&[RELAY_IP]).context("no free UDP port for announcements")?;
         let announce_to = SocketAddr::new(RELAY_IP, announce_port);
@@ -189,6 +193,7 @@ impl Neighbourhood {
             relays,
             reconst: Some(reconst),
             scheduler,
+            udp_idle: plan.udp_idle,
             lines,
             _line_thread: line_thread,
             content,
@@ -380,7 +385,8 @@ impl Neighbourhood {
     /// If it does not start.
     pub async fn start_reconst(&mut self) -> anyhow::Result<()> {
         if self.reconst.is_none() {
-            self.reconst = Some(start_reconst(&state_dir(&self.directory), self.content.address().ip(), self.scheduler).await?);
+            let (state, content) = (state_dir(&self.directory), self.content.address().ip());
+            self.reconst = Some(start_reconst(&state, content, self.scheduler, self.udp_idle).await?);
         }
         Ok(())
     }
@@ -449,10 +455,16 @@ fn name(text: &str) -> Name {
 }
 
 /// A `reconst` that reaches this content server beside what it always does.
-async fn start_reconst(state: &Path, content: IpAddr, scheduler: Policy) -> anyhow::Result<Program<reconst::Running>> {
+async fn start_reconst(
+    state: &Path,
+    content: IpAddr,
+    scheduler: Policy,
+    udp_idle: Option<Duration>,
+) -> anyhow::Result<Program<reconst::Running>> {
     let mut config = reconst::Config::new(state, RECONST_IP);
     config.egress_allow = vec![IpNet::from(content)];
     config.scheduler = scheduler;
+    config.udp_idle = udp_idle.unwrap_or(config.udp_idle);
     config.drain_time = DRAIN_TIME;
     Program::start("reconst", move |shutdown| reconst::start(config, shutdown)).await
 }

@@ -113,6 +113,18 @@ async fn datagrams_of_every_size_come_back_as_they_were_by_every_policy() {
 }
 
 #[tokio::test]
+async fn a_flow_that_carries_nothing_for_so_long_gives_its_port_back_and_another_follows_it() {
+    let idle = Plan { udp_idle: Some(Duration::from_millis(500)), ..plan(Scheduler::Adaptive) };
+    let neighbourhood = within(Neighbourhood::start(idle)).await.unwrap();
+    let echo = Echo::start().await;
+    let association = within(Association::begin(neighbourhood.proxy().address())).await.unwrap();
+    for payload in [b"one", b"two"] {
+        assert_eq!(answer_to(&association, &echo, payload).await, payload);
+        until("the flow's port is given back", || flows(&neighbourhood).is_empty()).await;
+    }
+}
+
+#[tokio::test]
 async fn a_name_is_looked_up_and_what_is_denied_gets_nothing() {
     let neighbourhood = within(Neighbourhood::start(plan(Scheduler::Adaptive))).await.unwrap();
     let (echo, denied) = (Echo::start().await, Echo::start_at([127, 0, 0, 1]).await);

@@ -66,37 +66,49 @@ async fn forty_four_five_and_eighteen_add_up_to_sixty_seven_over_the_neighbours_
 
     let content = hosts.within("content", || UdpSocket::bind(CONTENT).unwrap());
     let server = AddItUp::start(into_tokio(content)).unwrap();
-    let association = associate(&hosts).await;
     let at_reconst = || reconst.running().sessions().paths_of(&user.identity);
-    let (mut ups, mut downs) = (Vec::new(), Vec::new());
-    for (number, answers) in [("44", &["-44"][..]), ("5", &["-5"]), ("18", &["-18", "67"])] {
-        let (up, down) = (parcels(&at_reconst()), parcels(&path_status(&proxy)));
-        association.send(&CONTENT.into(), number.as_bytes()).await.unwrap();
-        let mut payloads = Vec::new();
-        for _ in answers {
-            let (from, payload) = within(association.receive()).await.unwrap();
-            assert_eq!(from, CONTENT);
-            payloads.push(String::from_utf8(payload).unwrap());
-        }
-        payloads.sort();
-        assert_eq!(payloads, answers);
-        ups.push(carriers(&up, &at_reconst()));
-        downs.push(carriers(&down, &path_status(&proxy)));
-    }
+    let suspicions = || at_reconst().iter().chain(&path_status(&proxy)).map(|path| path.counters.suspicions).sum::<u64>();
     // On a machine so busy that a path is taken for silent meanwhile, turns are not what is seen.
-    if at_reconst().iter().chain(&path_status(&proxy)).all(|path| path.counters.suspicions == 0) {
-        assert_eq!(ups, [vec![a], vec![b], vec![a]]);
-        assert_eq!(downs, [vec![a], vec![b], vec![a, b]]);
-    } else {
-        eprintln!("skipped: whose turn it was, since a path was taken for silent");
-    }
+    for attempt in 0..ATTEMPTS {
+        let suspicions_before = suspicions();
+        let association = associate(&hosts).await;
+        let (mut ups, mut downs) = (Vec::new(), Vec::new());
+        for (number, answers) in [("44", &["-44"][..]), ("5", &["-5"]), ("18", &["-18", "67"])] {
+            let (up, down) = (parcels(&at_reconst()), parcels(&path_status(&proxy)));
+            association.send(&CONTENT.into(), number.as_bytes()).await.unwrap();
+            let mut payloads = Vec::new();
+            for _ in answers {
+                let (from, payload) = within(association.receive()).await.unwrap();
+                assert_eq!(from, CONTENT);
+                payloads.push(String::from_utf8(payload).unwrap());
+            }
+            payloads.sort();
+            assert_eq!(payloads, answers);
+            ups.push(carriers(&up, &at_reconst()));
+            downs.push(carriers(&down, &path_status(&proxy)));
+        }
 
-    let clients = server.clients().await;
-    let flows = reconst.running().sessions().dedicated_ports().report();
-    let [flow] = &flows[..] else { panic!("{flows:?}") };
-    assert_eq!(clients, [SocketAddr::new(ISP.ip(), flow.port); 3]);
-    assert_eq!((flow.origin, flow.lan), (Some(TERMINAL), LanId(15)));
-    assert_eq!(flow.content_server.as_deref(), Some("132.146.15.101:7111"));
+        let clients = server.clients().await;
+        let clients = &clients[clients.len() - 3..];
+        let flows = || reconst.running().sessions().dedicated_ports().report();
+        let [flow] = &flows()[..] else { panic!("{:?}", flows()) };
+        assert_eq!(clients, [SocketAddr::new(ISP.ip(), flow.port); 3]);
+        assert_eq!((flow.origin, flow.lan), (Some(TERMINAL), LanId(15)));
+        assert_eq!(flow.content_server.as_deref(), Some("132.146.15.101:7111"));
+        drop(association);
+        common::until("the dedicated port is given back", || flows().is_empty()).await;
+        if suspicions() == suspicions_before {
+            // The first attempt begins with A; a later one where the one before has left off.
+            let (first, second) = if ups[0] == [a] { (a, b) } else { (b, a) };
+            assert_eq!(ups, [[first], [second], [first]]);
+            assert!(attempt > 0 || first == a, "{ups:?}");
+            let (first, second) = if downs[0] == [a] { (a, b) } else { (b, a) };
+            assert_eq!(downs, [vec![first], vec![second], vec![a, b]]);
+            assert!(attempt > 0 || first == a, "{downs:?}");
+            return;
+        }
+    }
+    panic!("no attempt without a path that was taken for silent");
 }
 
 /// Each host of the example, wired up.
@@ -170,6 +182,9 @@ fn carriers(before: &[u64], paths: &[PathStatus]) -> Vec<PathId> {
     let carried = paths.iter().zip(before).map(|(path, before)| (path.path, path.counters.received_parcels - before));
     carried.flat_map(|(path, count)| std::iter::repeat_n(path, count as usize)).collect()
 }
+
+/// Each takes milliseconds, and a machine is not so busy for long.
+const ATTEMPTS: usize = 50;
 
 const TERMINAL: SocketAddr = at([10, 0, 1, 1], 8111);
 const PROXY: SocketAddr = at([10, 0, 1, 1], 1080);

@@ -10,7 +10,13 @@ use shared::transfer::schedule::Policy;
 use tower::ServiceExt;
 
 use super::*;
-use crate::{accounts::testing, authority::Authority, dedicated::DedicatedPorts, egress::Egress, enrol::Enroller};
+use crate::{
+    accounts::testing,
+    authority::Authority,
+    dedicated::DedicatedPorts,
+    egress::{Egress, udp::IDLE_TIME},
+    enrol::Enroller,
+};
 
 #[tokio::test]
 async fn only_who_has_the_token_is_answered() {
@@ -144,7 +150,8 @@ impl Bench {
         let egress = Egress::new(Vec::new(), Vec::new());
         let (authority, _) = Authority::create("isp.example").expect("a key");
         let enroller = Enroller::new(accounts.clone(), authority, Vec::new());
-        let sessions = Sessions::new(accounts, keeper.clone(), egress, enroller, DedicatedPorts::default(), Policy::default());
+        let (dedicated, policy) = (DedicatedPorts::default(), Policy::default());
+        let sessions = Sessions::new(accounts, keeper.clone(), egress, enroller, dedicated, policy, IDLE_TIME);
         let api =
             Api { registrar: registrar.acting_as("api"), sessions, keeper, figures: Box::new(Figures::default), token: "secret".into() };
         Self { router: router(Arc::new(api)), _scratch: scratch }
