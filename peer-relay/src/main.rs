@@ -1,5 +1,7 @@
 //! The command line of `peer-relay`.
 
+mod joining;
+
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -20,9 +22,7 @@ use shared::{
     service::{
         Exit, Failure, LogFormat, admin, conclude,
         control::{self, ControlError},
-        default_folder, default_profile, found_profile, init_logging,
-        joining::{Joining, read_invite},
-        read_config, read_profile, shutdown_on_signals,
+        default_folder, found_profile, init_logging, read_config, read_profile, shutdown_on_signals,
     },
     share::allowance::{Cap, Hours},
     units::{Rate, Size},
@@ -66,7 +66,9 @@ enum Command {
         which: Which,
     },
     /// Become a relay with an invite: make a key here, have it certified, write the profile.
-    Join(Join),
+    Join(joining::Join),
+    /// Have systemd run it from now on, also after each start of this PC.
+    Install(joining::Install),
     /// Say whether `run` would accept the same settings, without starting.
     Check(Box<Settings>),
     /// Print completions for a shell.
@@ -82,21 +84,6 @@ struct Which {
     /// The relay's control socket [default: that of the only relay that runs here].
     #[arg(long, value_name = "FILE")]
     control: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct Join {
-    /// The invite, a link; `-` or nothing reads it from standard input, where no list of processes shows it.
-    link: Option<String>,
-    /// Where to write the profile [default: relay.toml below ~/.config/tributary].
-    #[arg(long, value_name = "FILE")]
-    profile: Option<PathBuf>,
-    /// Let the new profile take the place of one that is there.
-    #[arg(long)]
-    force: bool,
-    /// Reach reconst through this relay, beside those that announce themselves.
-    #[arg(long, value_name = "IP:PORT")]
-    relay: Vec<SocketAddr>,
 }
 
 #[derive(Args)]
@@ -261,6 +248,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Resume { line, which } => print_held(&which.ask(false, "resume", Arguments { line, seconds: None })?),
         Command::Join(join) => runtime()?.block_on(join.execute()),
+        Command::Install(install) => install.execute(),
         Command::Check(settings) => {
             let (configs, _) = settings.resolve()?;
             for config in configs {
@@ -434,18 +422,6 @@ fn default_control(identity: &Identity) -> Vec<PathBuf> {
     control::directories().into_iter().map(|directory| directory.join(&name)).collect()
 }
 
-impl Join {
-    async fn execute(self) -> anyhow::Result<()> {
-        let invite = read_invite(self.link.as_deref(), Role::Relay)?;
-        let path = self.profile.map_or_else(|| default_profile(Role::Relay), Ok)?;
-        let joining = Joining { may_replace: self.force, relays: self.relay, ..Joining::new(invite, path.clone()) };
-        let profile = joining.run().await?;
-        println!("this PC is {} now; its profile is {}: a secret, to stay here", profile.identity, path.display());
-        println!("next: peer-relay run");
-        Ok(())
-    }
-}
-
 fn switch(text: &str) -> Result<bool, String> {
     match text {
         "on" => Ok(true),
@@ -514,3 +490,13 @@ fn raise_open_files_limit() {
 }
 
 const PROGRAM: &str = "peer-relay";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,17 +1,12 @@
 //! `proxy-local`: the command line.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+mod joining;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
 use proxy_local::{Config, config::Options};
-use shared::{
-    community::member::Role,
-    service::{
-        Exit, Failure, admin, conclude, default_profile, init_logging,
-        joining::{Joining, read_invite},
-        reload_on_hangup, shutdown_on_signals,
-    },
-};
+use shared::service::{Exit, Failure, admin, conclude, init_logging, reload_on_hangup, shutdown_on_signals};
 
 /// Your proxy: loads over all the lines that your neighbours share
 #[derive(Parser)]
@@ -26,7 +21,9 @@ enum Command {
     /// Run the proxy until SIGTERM or Ctrl-C
     Run(#[command(flatten)] Options),
     /// Become a member with an invite: make a key here, have it certified, write the profile
-    Join(Join),
+    Join(joining::Join),
+    /// Have systemd run it from now on, also after each start of this PC
+    Install(joining::Install),
     /// Show what the running proxy does
     Status {
         /// Print JSON
@@ -42,33 +39,6 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Args)]
-struct Join {
-    /// The invite, a link; `-` or nothing reads it from standard input, where no list of processes shows it
-    link: Option<String>,
-    /// Where to write the profile [default: user.toml below ~/.config/tributary]
-    #[arg(long, value_name = "FILE")]
-    profile: Option<PathBuf>,
-    /// Let the new profile take the place of one that is there
-    #[arg(long)]
-    force: bool,
-    /// Reach reconst through this relay, beside those that announce themselves
-    #[arg(long, value_name = "IP:PORT")]
-    relay: Vec<SocketAddr>,
-}
-
-impl Join {
-    async fn execute(self) -> anyhow::Result<()> {
-        let invite = read_invite(self.link.as_deref(), Role::User)?;
-        let path = self.profile.map_or_else(|| default_profile(Role::User), Ok)?;
-        let joining = Joining { may_replace: self.force, relays: self.relay, ..Joining::new(invite, path.clone()) };
-        let profile = joining.run().await?;
-        println!("this PC is {} now; its profile is {}: a secret, to stay here", profile.identity, path.display());
-        println!("next: proxy-local run");
-        Ok(())
-    }
 }
 
 fn main() -> ExitCode {
@@ -97,6 +67,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Join(join) => runtime()?.block_on(join.execute()),
+        Command::Install(install) => install.execute(),
         Command::Check(options) => {
             let options = options.with_file()?;
             options.log_format()?;
@@ -137,4 +108,14 @@ async fn run(config: Config, options: Options) -> anyhow::Result<()> {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Runtime::new()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed() {
+        Cli::command().debug_assert();
+    }
 }

@@ -195,7 +195,7 @@ fn name(text: &str) -> Name {
 }
 
 /// Long enough to start everything in, short enough to wait for.
-const SHORT: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_secs(7);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Not `reconst`'s own address, to which it dials no flow.
 const CONTENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));

@@ -3,7 +3,8 @@
 //! * [`Shutdown`], [`shutdown_on_signals`], [`Reloads`]: when to drain, to stop, to read the configuration again.
 //! * [`LogFormat`], [`init_logging`]: the log, on standard error.
 //! * [`read_profile`], [`read_config`]: files, with errors that say what to do.
-//! * [`ProfilePlace`], [`default_profile`]: where a profile is kept; [`joining`]: how a PC gets one.
+//! * [`ProfilePlace`], [`default_profile`]: where a profile is kept; [`joining`]: how a PC gets one;
+//!   [`install`]: how its program becomes a service.
 //! * [`Failure`], [`conclude`]: the one message and the exit code that a program ends with.
 //! * [`StateFile`]: what is remembered from one run to the next.
 //! * [`NetworkWatch`]: whether this PC's network is another, or it has slept.
@@ -16,6 +17,7 @@ pub mod admin;
 pub mod control;
 mod failure;
 mod files;
+pub mod install;
 pub mod joining;
 mod logging;
 mod network;

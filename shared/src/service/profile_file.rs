@@ -27,15 +27,12 @@ pub struct ProfilePlace {
 /// If this user has no directory of its own.
 pub fn default_profile(role: Role) -> Result<PathBuf, Failure> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let name = match role {
-        Role::User => "user.toml",
-        Role::Relay => "relay.toml",
-    };
+    let name = file_name(role);
     if let Some(state) = variable("STATE_DIRECTORY") {
         return Ok(state.join(name));
     }
     if is_root() {
-        return Ok(system_state(role).join(name));
+        return Ok(system_profile(role));
     }
     let below = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")));
     let below = below.ok_or_else(|| Failure::usage("this user has no home directory: say where the profile is with --profile FILE"))?;
@@ -55,6 +52,18 @@ pub fn found_profile(role: Role, program: &str) -> Result<PathBuf, Failure> {
         "no profile: there is none at {}; become a member with `{program} join LINK`, or say where it is with --profile FILE",
         path.display()
     )))
+}
+
+/// Where the system's service has its profile.
+pub(super) fn system_profile(role: Role) -> PathBuf {
+    system_state(role).join(file_name(role))
+}
+
+fn file_name(role: Role) -> &'static str {
+    match role {
+        Role::User => "user.toml",
+        Role::Relay => "relay.toml",
+    }
 }
 
 /// The state directory of the system's service.
@@ -93,6 +102,7 @@ impl ProfilePlace {
         let new = folder.join(name);
         let _ = fs::remove_file(&new);
         let file = private_file().open(&new).map_err(|error| failure("write", path, &error))?;
+        give_to_owner_of(&file, folder).map_err(|error| failure("write", path, &error))?;
         Ok(Self { path: path.into(), new, file, may_replace })
     }
 
@@ -140,6 +150,20 @@ fn private_file() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// A profile that root writes into a service's directory is the service's.
+#[cfg(unix)]
+fn give_to_owner_of(file: &File, folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, fchown};
+
+    let owner = fs::metadata(folder)?;
+    if is_root() && owner.uid() != 0 { fchown(file, Some(owner.uid()), Some(owner.gid())) } else { Ok(()) }
+}
+
+#[cfg(not(unix))]
+fn give_to_owner_of(_file: &File, _folder: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 fn exists(path: &Path) -> Failure {
