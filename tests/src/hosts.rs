@@ -1,6 +1,6 @@
 //! Separate hosts on one machine: Linux network namespaces, made here and removed with the value that made them.
 //!
-//! * [`Host`]: one namespace, to configure, to run programs in and to open sockets from.
+//! * [`Host`]: one namespace, to configure, to run programs or threads of this one in, and to open sockets from.
 //! * [`street`]: hosts of a neighbourhood with emulated lines between them.
 //! * [`systems`]: what is measured on them: Tributary's programs, and others on the same lines.
 //!
@@ -90,6 +90,15 @@ impl Host {
         Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
     }
 
+    /// What moves the thread that calls it to this host, for good.
+    pub fn mover(&self) -> impl Fn() + Send + Sync + use<> {
+        let path = self.path();
+        move || {
+            let namespace = File::open(&path).expect("the namespace outlives the threads in it");
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter its namespaces");
+        }
+    }
+
     /// Does something in the host, on a thread of its own.
     ///
     /// # Errors
@@ -117,12 +126,12 @@ impl Host {
     /// # Errors
     /// If there are no threads for it.
     pub fn runtime(&self, threads: usize) -> anyhow::Result<Runtime> {
-        let path = self.path();
-        let enter = move || {
-            let namespace = File::open(&path).expect("the namespace outlives the runtimes in it");
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter its namespaces");
-        };
-        Ok(Builder::new_multi_thread().worker_threads(threads).thread_name(&self.name).on_thread_start(enter).enable_all().build()?)
+        Ok(Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name(&self.name)
+            .on_thread_start(self.mover())
+            .enable_all()
+            .build()?)
     }
 
     fn path(&self) -> PathBuf {

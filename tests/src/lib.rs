@@ -4,7 +4,7 @@
 //! * [`scene`]: sets of lines, read from TOML.
 //! * [`stream`], [`content`] and [`load`]: a content server and its clients, every byte checked.
 //! * [`program`] and [`neighbourhood`]: the three programs put together over such lines.
-//! * [`process`] and [`hosts`]: the programs, and other systems, on hosts of their own: network namespaces. [`namespace`] has them for programs in this process.
+//! * [`process`] and [`hosts`]: the programs, and other systems, on hosts of their own: network namespaces.
 //! * [`mod@bench`]: figures of a scene; [`cost`]: processor time and memory without any lines.
 //! * [`simulation`]: both session cores in virtual time.
 
@@ -14,7 +14,6 @@ pub mod cost;
 pub mod hosts;
 pub mod line;
 pub mod load;
-pub mod namespace;
 pub mod neighbourhood;
 pub mod process;
 pub mod program;

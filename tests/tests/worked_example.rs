@@ -10,16 +10,19 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, TcpStream, UdpSocket},
+};
 
 use common::within;
 use ipnet::IpNet;
-use neighbourhood::{content::add_it_up::AddItUp, load::associate::Association, namespace::Namespaces, program::Program};
+use neighbourhood::{content::add_it_up::AddItUp, hosts::Host, load::associate::Association, program::Program};
 use proxy_local::config::Scheduler;
 use shared::{
     community::{member::Name, profile::Profile},
     ids::{LanId, PathId},
-    target::Host,
+    target,
     transfer::path::PathStatus,
 };
 
@@ -31,11 +34,11 @@ async fn forty_four_five_and_eighteen_add_up_to_sixty_seven_over_the_neighbours_
     };
     let scratch = tempfile::tempdir().unwrap();
     let state = scratch.path().join("reconst");
-    let registrar = reconst::provision::Registrar::init(&state, &[Host::Ip(ISP.ip())], ISP.port()).await.unwrap();
+    let registrar = reconst::provision::Registrar::init(&state, &[target::Host::Ip(ISP.ip())], ISP.port()).await.unwrap();
     let lan: Name = "elm".parse().unwrap();
     registrar.add_lan(&lan, Some(LanId(15)), None).await.unwrap();
     let user = registrar.add_user(&lan, &"terminal".parse().unwrap(), &Default::default()).await.unwrap();
-    let reconst = Program::start_where("reconst", hosts.mover("isp"), |shutdown| {
+    let reconst = Program::start_where("reconst", hosts["isp"].mover(), |shutdown| {
         let mut config = reconst::Config::new(&state, ISP.ip());
         config.egress_allow = vec![IpNet::from(CONTENT.ip())];
         reconst::start(config, shutdown)
@@ -46,7 +49,7 @@ async fn forty_four_five_and_eighteen_add_up_to_sixty_seven_over_the_neighbours_
     let profile_a = registrar.add_relay(&lan, &"a".parse().unwrap()).await.unwrap();
     let profile_b = registrar.add_relay(&lan, &"b".parse().unwrap()).await.unwrap();
     let _relay_a = within(relay(&hosts, "a", profile_a, A)).await.unwrap();
-    let proxy = Program::start_where("proxy-local", hosts.mover("terminal"), |shutdown| {
+    let proxy = Program::start_where("proxy-local", hosts["terminal"].mover(), |shutdown| {
         let config = proxy_local::Config {
             listen: vec![proxy_local::Bind { address: PROXY, is_required: true }],
             relays: vec![A, B],
@@ -64,7 +67,7 @@ async fn forty_four_five_and_eighteen_add_up_to_sixty_seven_over_the_neighbours_
     let paths: Vec<PathId> = path_status(&proxy).iter().map(|path| path.path).collect();
     let (a, b) = (paths[0], paths[1]);
 
-    let content = hosts.within("content", || UdpSocket::bind(CONTENT).unwrap());
+    let content = hosts["content"].within(|| UdpSocket::bind(CONTENT)).unwrap();
     let server = AddItUp::start(into_tokio(content)).unwrap();
     let at_reconst = || reconst.running().sessions().paths_of(&user.identity);
     let suspicions = || at_reconst().iter().chain(&path_status(&proxy)).map(|path| path.counters.suspicions).sum::<u64>();
@@ -112,33 +115,36 @@ async fn forty_four_five_and_eighteen_add_up_to_sixty_seven_over_the_neighbours_
 }
 
 /// Each host of the example, wired up.
-fn hosts() -> anyhow::Result<Namespaces> {
-    let hosts = Namespaces::make(&["lan", "terminal", "a", "b", "isp", "content"])?;
-    hosts.run_in("lan", "link add bridge type bridge")?;
-    hosts.run_in("lan", "link set dev bridge up")?;
+fn hosts() -> anyhow::Result<Hosts> {
+    let names = ["lan", "terminal", "a", "b", "isp", "content"];
+    let hosts: Hosts = names.into_iter().map(|name| Ok((name, Host::new(name)?))).collect::<anyhow::Result<_>>()?;
+    let (lan, isp) = (&hosts["lan"], &hosts["isp"]);
+    lan.ip("link add bridge type bridge\nlink set dev bridge up")?;
     for (name, address) in [("terminal", TERMINAL), ("a", A), ("b", B)] {
-        hosts.ip(&format!("link add lan netns @{name} type veth peer name {name} netns @lan"))?;
-        hosts.run_in("lan", &format!("link set dev {name} master bridge up"))?;
-        hosts.run_in(name, &format!("address add {}/24 dev lan", address.ip()))?;
-        hosts.run_in(name, "link set dev lan up")?;
+        let address = address.ip();
+        hosts[name].ip(&format!(
+            "link add lan type veth peer name {name} netns {}\naddress add {address}/24 dev lan\nlink set dev lan up",
+            lan.name()
+        ))?;
+        lan.ip(&format!("link set dev {name} master bridge up"))?;
     }
-    hosts.run_in("isp", &format!("address add {}/32 dev lo", ISP.ip()))?;
+    isp.ip(&format!("address add {}/32 dev lo", ISP.ip()))?;
     for (name, network) in [("a", "82.0.0"), ("b", "83.0.0"), ("content", "132.146.15")] {
-        hosts.ip(&format!("link add wan netns @{name} type veth peer name {name} netns @isp"))?;
         let (host, prefix) = if name == "content" { (101, 24) } else { (2, 30) };
-        hosts.run_in(name, &format!("address add {network}.{host}/{prefix} dev wan"))?;
-        hosts.run_in("isp", &format!("address add {network}.1/{prefix} dev {name}"))?;
-        hosts.run_in(name, "link set dev wan up")?;
-        hosts.run_in("isp", &format!("link set dev {name} up"))?;
-        hosts.run_in(name, &format!("route add default via {network}.1"))?;
+        hosts[name].ip(&format!(
+            "link add wan type veth peer name {name} netns {}\naddress add {network}.{host}/{prefix} dev wan\nlink set dev wan up",
+            isp.name()
+        ))?;
+        isp.ip(&format!("address add {network}.1/{prefix} dev {name}\nlink set dev {name} up"))?;
+        hosts[name].ip(&format!("route add default via {network}.1"))?;
     }
     // The server speaks to content servers from its own address.
-    hosts.run_in("isp", &format!("route add {}/32 dev content src {}", CONTENT.ip(), ISP.ip()))?;
+    isp.ip(&format!("route add {}/32 dev content src {}", CONTENT.ip(), ISP.ip()))?;
     Ok(hosts)
 }
 
-async fn relay(hosts: &Namespaces, name: &str, profile: Profile, at: SocketAddr) -> anyhow::Result<Program<peer_relay::Running>> {
-    Program::start_where(name, hosts.mover(name), |shutdown| {
+async fn relay(hosts: &Hosts, name: &str, profile: Profile, at: SocketAddr) -> anyhow::Result<Program<peer_relay::Running>> {
+    Program::start_where(name, hosts[name].mover(), |shutdown| {
         let mut config = peer_relay::Config::new(profile);
         config.announce.multicast = false;
         for line in &mut config.lines {
@@ -150,8 +156,8 @@ async fn relay(hosts: &Namespaces, name: &str, profile: Profile, at: SocketAddr)
 }
 
 /// The application's end: its socket at the patent's port, on the terminal.
-async fn associate(hosts: &Namespaces) -> Association {
-    let (tcp, socket) = hosts.within("terminal", || (TcpStream::connect(PROXY).unwrap(), UdpSocket::bind(TERMINAL).unwrap()));
+async fn associate(hosts: &Hosts) -> Association {
+    let (tcp, socket) = hosts["terminal"].within(|| Ok((TcpStream::connect(PROXY)?, UdpSocket::bind(TERMINAL)?))).unwrap();
     tcp.set_nonblocking(true).unwrap();
     let tcp = tokio::net::TcpStream::from_std(tcp).unwrap();
     within(Association::begin_with(tcp, into_tokio(socket))).await.unwrap()
@@ -185,6 +191,8 @@ fn carriers(before: &[u64], paths: &[PathStatus]) -> Vec<PathId> {
 
 /// Each takes milliseconds, and a machine is not so busy for long.
 const ATTEMPTS: usize = 50;
+
+type Hosts = HashMap<&'static str, Host>;
 
 const TERMINAL: SocketAddr = at([10, 0, 1, 1], 8111);
 const PROXY: SocketAddr = at([10, 0, 1, 1], 1080);
