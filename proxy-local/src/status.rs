@@ -29,12 +29,13 @@ pub fn text(status: &Value) -> String {
         );
     }
     let paths = list(&status["paths"]);
+    let width = address_width(paths.iter().map(|path| &path["address"]));
     if paths.is_empty() {
         let _ = writeln!(out, "no path to reconst is up");
     } else {
         let _ = writeln!(
             out,
-            "{:<16} {:<22} {:>4} {:<8} {:>8} {:>14} {:>10} {:>10} {:>6}",
+            "{:<16} {:<width$} {:>4} {:<8} {:>8} {:>14} {:>10} {:>10} {:>6}",
             "relay", "address", "line", "state", "rtt/ms", "rate up", "sent", "received", "lost"
         );
     }
@@ -43,7 +44,7 @@ pub fn text(status: &Value) -> String {
         let size = |value: &Value| Size { bytes: count(value) }.to_string();
         let _ = writeln!(
             out,
-            "{:<16} {:<22} {:>4} {:<8} {:>8.1} {:>14} {:>10} {:>10} {:>6}",
+            "{:<16} {:<width$} {:>4} {:<8} {:>8.1} {:>14} {:>10} {:>10} {:>6}",
             path["relay"].as_str().unwrap_or("?"),
             path["address"].as_str().unwrap_or("?"),
             count(&path["line"]),
@@ -66,10 +67,11 @@ pub fn text(status: &Value) -> String {
 /// The relays that are known otherwise than by name, and what became of announcements that were none.
 fn relays(out: &mut String, status: &Value) {
     let roster = list(&status["roster"]);
+    let width = address_width(roster.iter().map(|line| &line["addresses"][0]));
     if !roster.is_empty() {
         let _ = writeln!(
             out,
-            "{:<16} {:<22} {:>4} {:<8} {:<8} {:>6} {:>16} {:>16}",
+            "{:<16} {:<width$} {:>4} {:<8} {:<8} {:>6} {:>16} {:>16}",
             "known relay", "address", "line", "state", "from", "missed", "weight up", "weight down"
         );
     }
@@ -78,7 +80,7 @@ fn relays(out: &mut String, status: &Value) {
         let weight = |value: &Value| format!("{} {}", count(&value["weight"]), text(&value["origin"]));
         let _ = writeln!(
             out,
-            "{:<16} {:<22} {:>4} {:<8} {:<8} {:>6} {:>16} {:>16}",
+            "{:<16} {:<width$} {:>4} {:<8} {:<8} {:>6} {:>16} {:>16}",
             text(&line["relay"]),
             text(&line["addresses"][0]),
             count(&line["line"]),
@@ -96,6 +98,11 @@ fn relays(out: &mut String, status: &Value) {
             reasons.iter().filter(|reason| ignored(reason) > 0).map(|reason| format!("{} {reason}", ignored(reason))).collect();
         let _ = writeln!(out, "announcements ignored: {}", counts.join(", "));
     }
+}
+
+/// As wide as the longest, which may be a link-local IPv6 address with its interface, and at least as an IPv4 address with its port.
+fn address_width<'a>(addresses: impl Iterator<Item = &'a Value>) -> usize {
+    addresses.filter_map(Value::as_str).map(str::len).max().unwrap_or(0).max(22)
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -134,6 +141,17 @@ mod tests {
         }
         assert_eq!(lines[5], "announcements ignored: 2 forged");
         assert_eq!(lines[6], "relay 10.0.1.4:7654: relay 10.0.1.4:7654 does not answer");
+    }
+
+    #[test]
+    fn columns_stay_below_their_heads_however_long_an_address_is() {
+        let path = |address: &str| json!({"relay": "ann-pc", "address": address, "state": "active"});
+        let text = text(&json!({"paths": [path("10.0.1.3:7654"), path("[fe80::9021:b6ff:fe22:9f1e%2]:7654")]}));
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert!(
+            lines[0].find("state").is_some_and(|at| lines[1].find("active") == Some(at) && lines[2].find("active") == Some(at)),
+            "{text}"
+        );
     }
 
     #[test]
