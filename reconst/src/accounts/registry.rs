@@ -217,7 +217,8 @@ impl Accounts {
             .execute(&mut *transaction)
             .await?;
         let (action, subject) = (format!("{}.add", identity.role), at(&identity.name, lan_name));
-        self.log(&mut transaction, &action, &subject, &limits.to_string()).await?;
+        let detail = if identity.role == Role::User { limits.to_string() } else { String::new() };
+        self.log(&mut transaction, &action, &subject, &detail).await?;
         transaction.commit().await?;
         Ok(member)
     }

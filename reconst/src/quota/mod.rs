@@ -226,14 +226,18 @@ impl Keeper {
 
     async fn follow_limits(&self) {
         let shared = &self.shared;
-        let limits_by_user = match shared.accounts.all_limits().await {
+        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
+        if users.is_empty() {
+            return;
+        }
+        let ids: Vec<MemberId> = users.iter().map(|(id, _)| *id).collect();
+        let limits_by_user = match shared.accounts.limits_of(&ids).await {
             Ok(limits) => limits,
             Err(error) => {
                 tracing::warn!(%error, "limits can't be read: going on with those that are known");
                 return;
             }
         };
-        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
         for (id, user) in users {
             let limits = limits_by_user.get(&id).cloned().unwrap_or_default();
             user.set_limits(limits);
