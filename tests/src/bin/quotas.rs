@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use neighbourhood::{
     load::{Client, Span, Via},
     neighbourhood::{Neighbourhood, Plan},
@@ -42,6 +42,9 @@ use tokio::{
 #[derive(Parser, Debug)]
 #[command(name = "quotas")]
 struct Arguments {
+    /// What to measure: grants, members, rate, shares, overshoot [default: all]
+    #[arg(value_name = "WHAT")]
+    what: Vec<What>,
     /// The quota that flows run into
     #[arg(long, default_value = "50MB")]
     quota: Size,
@@ -59,17 +62,43 @@ struct Arguments {
     database: Option<Database>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum What {
+    /// What a grant costs
+    Grants,
+    /// What a member database costs
+    Members,
+    /// What a user who is held to a rate gets
+    Rate,
+    /// What two users of a line get, one of them with a hundred flows
+    Shares,
+    /// What flows get beyond a quota
+    Overshoot,
+}
+
 fn main() -> ExitCode {
     shared::service::conclude(run(Arguments::parse()))
 }
 
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    grants();
-    members(&arguments).await?;
-    rate().await?;
-    shares().await?;
-    overshoot(&arguments).await
+    let is_wanted = |what| arguments.what.is_empty() || arguments.what.contains(&what);
+    if is_wanted(What::Grants) {
+        grants();
+    }
+    if is_wanted(What::Members) {
+        members(&arguments).await?;
+    }
+    if is_wanted(What::Rate) {
+        rate().await?;
+    }
+    if is_wanted(What::Shares) {
+        shares().await?;
+    }
+    if is_wanted(What::Overshoot) {
+        overshoot(&arguments).await?;
+    }
+    Ok(())
 }
 
 /// Holds a user to a rate and prints what a download gets of it, and how long requests beside it wait.
