@@ -185,10 +185,11 @@ impl Path {
     /// for another path to carry as well. Each is given once.
     pub(super) fn take_late(&mut self, now: Instant, ahead: Duration) -> Option<Pieces> {
         let rtt = self.recovery.rtt().smoothed();
-        let margin = (rtt / 4).max(LATE_MARGIN);
+        let margin = (rtt / 4).max(self.recovery.rtt().variation() * 2).max(LATE_MARGIN);
         let acknowledged_after = rtt / 2 + self.recovery.ack_delay() + margin;
         let is_late = |due: Instant| now > due + acknowledged_after || due > now + ahead + margin;
-        self.recovery.reinject(|sent| !sent.pieces.is_empty() && is_late(sent.due))
+        let copy_is_late = |due: Instant| now > due + acknowledged_after * LATE_COPY;
+        self.recovery.reinject(|sent| !sent.pieces.is_empty() && if sent.is_copy { copy_is_late(sent.due) } else { is_late(sent.due) })
     }
 
     pub(super) fn on_tracked_sent(&mut self, now: Instant) {
@@ -263,6 +264,10 @@ const CARRIER_WAIT: Duration = Duration::from_millis(1);
 
 /// Estimates of arrivals are no better than this: below it nothing counts as late.
 const LATE_MARGIN: Duration = Duration::from_millis(8);
+
+/// A copy has to be late by this multiple to be copied again: where acknowledgements wait in a deep queue, everything seems late, and each
+/// copy of a copy costs another acknowledgement.
+const LATE_COPY: u32 = 4;
 
 /// A path that was silent for longer starts as if new; a shorter silence was a hiccup of the line or of a machine.
 const REVIVAL_AFTER: Duration = Duration::from_millis(600);

@@ -44,6 +44,8 @@ pub struct Sent {
     pub due: Instant,
     /// What it holds.
     pub pieces: Pieces,
+    /// Whether that is in flight elsewhere as well.
+    pub is_copy: bool,
     state: SentState,
 }
 
@@ -147,6 +149,11 @@ impl Rtt {
         self.smoothed
     }
 
+    /// How far samples are from it (RFC 6298 §2).
+    pub fn variation(&self) -> Duration {
+        self.variation
+    }
+
     fn update(&mut self, latest: Duration) {
         self.latest = latest;
         if self.is_measured {
@@ -188,7 +195,7 @@ impl Recovery {
             self.progress_at = Some(now);
         }
         self.in_flight_bytes += u64::from(bytes);
-        self.sent.push_back(Sent { at: now, bytes, due, pieces, state: SentState::InFlight });
+        self.sent.push_back(Sent { at: now, bytes, due, pieces, is_copy: false, state: SentState::InFlight });
     }
 
     /// Works an acknowledgement of this path's datagrams in. One for numbers never sent is ignored.
@@ -245,6 +252,13 @@ impl Recovery {
         self.progress_at = None;
         self.loss_at = None;
         given_up
+    }
+
+    /// Notes that the pieces of what was sent last are in flight elsewhere as well.
+    pub fn on_copy_sent(&mut self) {
+        if let Some(sent) = self.sent.back_mut() {
+            sent.is_copy = true;
+        }
     }
 
     /// The oldest datagram in flight that went out once only and satisfies `is_worth`, marked as sent again.

@@ -4,7 +4,7 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
-use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
+use jiff::{Span, Timestamp, ToSpan, civil::Date, tz::TimeZone};
 use thiserror::Error;
 
 /// A moment: seconds since 1970, UTC.
@@ -180,7 +180,8 @@ fn months_on(date: Date, months: i64) -> Date {
 }
 
 fn days_on(date: Date, days: i64) -> Date {
-    date.checked_add(days.days()).unwrap_or(if days < 0 { Date::MIN } else { Date::MAX })
+    let there = Span::new().try_days(days).and_then(|span| date.checked_add(span));
+    there.unwrap_or(if days < 0 { Date::MIN } else { Date::MAX })
 }
 
 fn short(text: &str) -> String {

@@ -283,10 +283,12 @@ impl Session {
         if writer.is_empty() {
             return (None, left);
         }
+        let transmit = self.send_tracked(now, id, writer, sent);
         if let Some(path) = self.paths.get_mut(&id) {
             path.counters.reinjected_bytes += bytes;
+            path.recovery.on_copy_sent();
         }
-        (Some(self.send_tracked(now, id, writer, sent)), left)
+        (Some(transmit), left)
     }
 
     pub(super) fn send_tracked(&mut self, now: Instant, id: PathId, writer: DatagramWriter, pieces: Pieces) -> Transmit {
