@@ -26,10 +26,10 @@ pub struct ShareConfig {
 pub enum GiveWay {
     /// The line is shared as between any two transfers.
     Off,
-    /// Half of the line at least, however many users there are.
+    /// The owner gets half of the line, however many users there are.
     #[default]
     Part,
-    /// Nearly all: a twentieth is lent.
+    /// The owner gets nearly all: a twentieth is lent.
     Full,
 }
 

@@ -48,7 +48,7 @@ pub const UDP_PAYLOAD_MAX: u16 = JUMBO_MTU - HEADER_BYTES.0;
 const MTU_STEP: u16 = 4;
 
 /// Packets that QUIC itself acknowledges at once at the latest, and the delay that it is asked to hold acknowledgements back; it keeps to a
-/// round trip if that is less. Nothing waits for them, and on a modem line each takes a fiftieth of a second of the uplink.
+/// round trip if that is less. Nothing waits for them, and on a modem line each takes 15 ms of the uplink.
 const ACK_THRESHOLD: u32 = 256;
 const ACK_DELAY: Duration = Duration::from_secs(1);
 

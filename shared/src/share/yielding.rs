@@ -5,7 +5,8 @@
 //! is give way to a transfer that fills the queue: it would take its fair part. So: a queue that stands while the relay carries less
 //! than the line has shown to carry isn't the relay's. Then the rate is halved, again and again, down to the part that is lent in any
 //! case; once the queue is gone it grows back. A queue that is gone as soon as the rate is halved was the relay's: the line is slower than
-//! was thought. Always holds: without a queue of others' nothing is limited. Each direction is one [`Yielding`].
+//! was thought. Users who take no more than that part are left to share by congestion control. Always holds: without a queue of others'
+//! nothing is limited. Each direction is one [`Yielding`].
 
 use std::{
     collections::VecDeque,

@@ -224,7 +224,7 @@ const FOREIGN_SWING_ROUND_TRIPS: f64 = 0.15;
 const FOREIGN_SWING_TARGETS: f64 = 1.0;
 const FOREIGN_SWING_PACKETS: f64 = 3.0;
 const FOREIGN_SWING_JITTERS: f64 = 6.0;
-const STEADY: f64 = 0.25;
+const FOREIGN_SWING_CAPACITY: f64 = 0.25;
 const SWING_SPAN: Duration = Duration::from_secs(4);
 const SWING_ROUNDS: usize = 128;
 
@@ -570,7 +570,8 @@ impl Congestion {
         ];
         // While the line becomes slower, or our share of it smaller, the queue grows whatever we do: that is for the other signs.
         let capacities = self.floors.iter().map(|floor| (floor.capacity, floor.capacity));
-        if span(capacities) < STEADY * self.capacity && unsuspicious.iter().all(|unsuspicious| swing - own > *unsuspicious) {
+        if span(capacities) < FOREIGN_SWING_CAPACITY * self.capacity && unsuspicious.iter().all(|unsuspicious| swing - own > *unsuspicious)
+        {
             self.begin_to_compete(now);
         }
     }

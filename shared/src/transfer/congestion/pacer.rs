@@ -11,7 +11,8 @@ pub(super) struct Pacer {
     refilled_at: Option<Instant>,
 }
 
-/// What may leave at once: the pace of this time, at least so many packets, or what a late timer let pass would be lost. Timers tick in milliseconds and fire late on a busy machine.
+/// What may leave at once: the pace of this time, at least so many packets of the length that is sent. Timers tick in milliseconds and fire
+/// late on a busy machine; what they let pass would be lost otherwise.
 const BURST: Duration = Duration::from_millis(4);
 const BURST_PACKETS: f64 = 2.0;
 
