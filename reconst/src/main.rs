@@ -1,6 +1,7 @@
 //! `reconst`: the command line.
 
 mod database;
+mod exchange;
 mod flows;
 mod inviting;
 mod limits;
@@ -48,6 +49,10 @@ enum Command {
     Invite(inviting::InviteCommand),
     /// List who changed what: LANs, members, limits
     Audit(register::Audit),
+    /// Write LANs, members and what they may spend as TOML; no keys, nothing of what was used
+    Export(exchange::Export),
+    /// Add and change LANs and members as a file of `export` says; what it does not name stays
+    Import(exchange::Import),
     /// Serve until SIGTERM or Ctrl-C
     Run(#[command(flatten)] RunOptions),
     /// Show what the running reconst does, as JSON
@@ -121,6 +126,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Command::Relay(command) => command.execute().await,
             Command::Invite(command) => command.execute().await,
             Command::Audit(audit) => audit.execute().await,
+            Command::Export(export) => export.execute().await,
+            Command::Import(import) => import.execute().await,
             Command::Run(options) => {
                 let options = options.with_file()?;
                 init_logging(options.log_format()?);

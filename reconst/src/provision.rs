@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use rustls::pki_types::{CertificateDer, UnixTime};
 use shared::{
     community::{
         invite::{Fingerprint, Invite, InviteSecret, TARGETS_MAX},
@@ -12,7 +13,7 @@ use shared::{
         profile::Profile,
     },
     ids::LanId,
-    link::tls,
+    link::tls::{self, MemberVerifier},
     service::{Exit, Failure},
     target::{Host, Target},
 };
@@ -20,7 +21,8 @@ use time::{Duration, OffsetDateTime};
 
 use crate::{
     accounts::{
-        Accounts, Database, Limits,
+        Accounts, AccountsError, Database, Limits,
+        exchange::{Document, ImportError, Imported},
         invites::{Invitation, Invited},
         registry::{IssuedTo, Lan},
     },
@@ -179,6 +181,18 @@ impl Registrar {
         Ok((invite, invited))
     }
 
+    /// Makes LANs and members what `document` says; with `is_trial`, only says what that would change.
+    ///
+    /// # Errors
+    /// If it does not go together with what is here.
+    pub async fn import(&self, document: &Document, is_trial: bool) -> Result<Imported, ImportError> {
+        let damaged = |error: String| AccountsError::Damaged(error);
+        let login_port = login_port(&self.accounts).await.map_err(|failure| damaged(failure.message))?;
+        let verifier = MemberVerifier::new(self.authority.certificate_pem()).map_err(|error| damaged(error.to_string()))?;
+        let holder = |der: &[u8]| verifier.verify_certificate(&CertificateDer::from(der), UnixTime::now()).ok();
+        self.accounts.import(document, login_port, holder, is_trial).await
+    }
+
     async fn add_member(&self, lan: &Name, role: Role, name: &Name, limits: &Limits) -> Result<Profile, Failure> {
         let lan = self.accounts.lan(lan).await?;
         let identity = Identity { name: name.clone(), role, lan: lan.id };
@@ -252,7 +266,7 @@ mod tests {
     use shared::units::{Rate, Size};
 
     use super::*;
-    use crate::accounts::{AccountsError, Denied, Quota};
+    use crate::accounts::{Denied, Quota};
 
     #[tokio::test]
     async fn a_member_added_is_one_until_removed() {

@@ -9,6 +9,7 @@
 
 pub mod audit;
 mod database;
+pub mod exchange;
 pub mod invites;
 pub mod ledger;
 pub mod registry;
@@ -18,6 +19,7 @@ mod schema;
 #[cfg(test)]
 pub(crate) mod testing;
 mod usage;
+pub mod written;
 
 use std::{
     collections::HashMap,

@@ -7,7 +7,7 @@ use shared::{
     community::quota::Period,
     units::{Rate, Size},
 };
-use sqlx::AssertSqlSafe;
+use sqlx::{Any, AssertSqlSafe, Executor};
 
 use super::{Accounts, AccountsError, MemberId, number, parsed};
 
@@ -65,12 +65,7 @@ impl Accounts {
     /// # Errors
     /// If the store does not answer.
     pub async fn all_limits(&self) -> Result<BTreeMap<MemberId, Limits>, AccountsError> {
-        type Row = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
-        let sql = "SELECT member_id, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
-                   rate_down_bits_per_second, max_flows FROM limits";
-        let rows: Vec<Row> = sqlx::query_as(sql).fetch_all(&self.pool).await?;
-        let limits = |(user, a, b, c, d, e, f, g, h): Row| Ok((MemberId(user), limits((a, b, c, d, e, f, g, h))?));
-        rows.into_iter().map(limits).collect()
+        all_limits(&self.pool).await
     }
 
     /// What these users may spend.
@@ -94,6 +89,16 @@ impl Accounts {
         let row: Option<LimitsRow> = sqlx::query_as(sql).bind(user.0).fetch_optional(&self.pool).await?;
         row.map_or(Ok(Limits::default()), limits)
     }
+}
+
+/// What each user may spend.
+pub(super) async fn all_limits<'e>(store: impl Executor<'e, Database = Any>) -> Result<BTreeMap<MemberId, Limits>, AccountsError> {
+    type Row = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+    let sql = "SELECT member_id, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
+               rate_down_bits_per_second, max_flows FROM limits";
+    let rows: Vec<Row> = sqlx::query_as(sql).fetch_all(store).await?;
+    let limits = |(user, a, b, c, d, e, f, g, h): Row| Ok((MemberId(user), limits((a, b, c, d, e, f, g, h))?));
+    rows.into_iter().map(limits).collect()
 }
 
 /// Quota, period, zone, what it counts, rate beyond it, rate up, rate down, flows.

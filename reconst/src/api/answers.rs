@@ -14,7 +14,7 @@ use shared::{
     service::{Exit, Failure},
 };
 
-use crate::accounts::AccountsError;
+use crate::accounts::{AccountsError, written::WrittenError};
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -69,6 +69,12 @@ impl From<AccountsError> for ApiError {
             _ => (StatusCode::CONFLICT, "conflict"),
         };
         Self::new(status, code, error.to_string())
+    }
+}
+
+impl From<WrittenError> for ApiError {
+    fn from(error: WrittenError) -> Self {
+        Self::bad_request(error.to_string())
     }
 }
 

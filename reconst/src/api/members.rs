@@ -10,39 +10,19 @@ use axum::{
     response::IntoResponse,
 };
 use serde::{Deserialize, Serialize};
-use shared::{
-    community::{
-        member::Role,
-        quota::{AtLimit, Counts, Length, Limits, Period, Quota, Zone},
-    },
-    units::{Rate, Size},
-};
+use shared::community::{member::Role, quota::Limits};
 use time::Duration;
 
 use super::{
     Answer, Api,
     answers::{ApiError, Page, PageQuery, body, name},
 };
-use crate::accounts::{invites::Invitation, ledger::Lender, report::UserReport};
-
-/// A user's limits, all of them: what is left out is no limit.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsBody {
-    quota_bytes: Option<u64>,
-    quota_counts: Option<String>,
-    period: Option<String>,
-    time_zone: Option<String>,
-    throttle_bits_per_second: Option<u64>,
-    rate_up_bits_per_second: Option<u64>,
-    rate_down_bits_per_second: Option<u64>,
-    max_flows: Option<u32>,
-}
+use crate::accounts::{invites::Invitation, ledger::Lender, report::UserReport, written::WrittenLimits};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct InviteBody {
-    limits: LimitsBody,
+    limits: WrittenLimits,
     again: bool,
     lifetime_seconds: Option<u32>,
 }
@@ -78,7 +58,7 @@ pub(super) async fn user(State(api): State<Arc<Api>>, Path((lan, user)): Path<(S
 
 pub(super) async fn set_limits(State(api): State<Arc<Api>>, Path((lan, user)): Path<(String, String)>, bytes: Bytes) -> Answer {
     let (lan, user) = (name(&lan)?, name(&user)?);
-    let limits = body::<LimitsBody>(&bytes)?.limits()?;
+    let limits = body::<WrittenLimits>(&bytes)?.parse()?;
     let accounts = api.registrar.accounts();
     let account = accounts.user(&lan, &user).await?;
     if account.limits != limits {
@@ -125,7 +105,7 @@ async fn remove(api: &Api, lan: &str, role: Role, member: &str) -> Answer {
 async fn invite(api: &Api, lan: &str, role: Role, member: &str, bytes: &Bytes) -> Answer {
     let (lan, member) = (name(lan)?, name(member)?);
     let InviteBody { limits, again, lifetime_seconds } = body(bytes)?;
-    let limits = limits.limits()?;
+    let limits = limits.parse()?;
     if limits != Limits::default() && (again || role == Role::Relay) {
         return Err(ApiError::bad_request("limits are for users who are new: leave them out"));
     }
@@ -135,47 +115,6 @@ async fn invite(api: &Api, lan: &str, role: Role, member: &str, bytes: &Bytes) -
     let report = InviteReport { number: invited.number, link: invite.to_string(), expires_at: invited.expires_at.unix_timestamp() };
     Ok((StatusCode::CREATED, Json(report)).into_response())
 }
-
-impl LimitsBody {
-    fn limits(self) -> Result<Limits, ApiError> {
-        let rate = |bits: Option<u64>| {
-            let in_range = |bits_per_second: &u64| (1..=i64::MAX as u64).contains(bits_per_second);
-            match bits {
-                Some(bits_per_second) if in_range(&bits_per_second) => Ok(Some(Rate { bits_per_second })),
-                Some(_) => Err(ApiError::bad_request("a rate is at least 1 bit/s")),
-                None => Ok(None),
-            }
-        };
-        let throttle = rate(self.throttle_bits_per_second)?;
-        let is_about_quota = self.quota_counts.is_some() || self.period.is_some() || self.time_zone.is_some() || throttle.is_some();
-        let quota = match self.quota_bytes {
-            Some(bytes @ 1..=QUOTA_MAX) => Some(Quota {
-                size: Size { bytes },
-                counts: parsed::<Counts>(self.quota_counts)?,
-                period: Period { length: parsed::<Length>(self.period)?, zone: parsed::<Zone>(self.time_zone)? },
-                at_limit: throttle.map_or(AtLimit::Refuse, AtLimit::Throttle),
-            }),
-            Some(_) => return Err(ApiError::bad_request("a quota is at least 1 byte")),
-            None if is_about_quota => return Err(ApiError::bad_request("give quota_bytes as well")),
-            None => None,
-        };
-        if self.max_flows == Some(0) {
-            return Err(ApiError::bad_request("max_flows is at least 1"));
-        }
-        let (rate_up, rate_down) = (rate(self.rate_up_bits_per_second)?, rate(self.rate_down_bits_per_second)?);
-        Ok(Limits { quota, rate_up, rate_down, max_flows: self.max_flows })
-    }
-}
-
-fn parsed<T: std::str::FromStr + Default>(text: Option<String>) -> Result<T, ApiError>
-where
-    T::Err: std::fmt::Display,
-{
-    text.map_or_else(|| Ok(T::default()), |text| text.parse().map_err(|error: T::Err| ApiError::bad_request(error.to_string())))
-}
-
-/// What the store's columns hold.
-const QUOTA_MAX: u64 = i64::MAX as u64;
 
 /// As the command's: long enough to walk over with it.
 const INVITE_SECONDS: i64 = 7 * 86_400;

@@ -5,6 +5,7 @@
 //! member. What there is, is written down in `openapi.json`, which the API serves too and a test compares with the routes.
 
 mod answers;
+mod exchange;
 mod lans;
 mod live;
 mod members;
@@ -98,6 +99,8 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/relays", get(members::relays))
         .route("/v1/lans/{lan}/relays/{name}", delete(members::remove_relay))
         .route("/v1/lans/{lan}/relays/{name}/invites", post(members::invite_relay))
+        .route("/v1/export", get(exchange::export))
+        .route("/v1/import", post(exchange::import).layer(DefaultBodyLimit::max(exchange::DOCUMENT_BYTES_MAX)))
         .route("/v1/sessions", get(live::sessions))
         .route("/v1/flows", get(live::flows))
         .route("/v1/audit", get(live::audit))

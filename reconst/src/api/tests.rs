@@ -137,6 +137,30 @@ async fn what_makes_no_sense_is_refused_with_a_reason() {
     }
 }
 
+#[tokio::test]
+async fn what_is_exported_is_imported_again() {
+    let bench = Bench::new().await;
+    bench.ask(Method::POST, "/v1/lans/elm/users/ann/invites", Value::Null).await;
+    let request = Request::get("/v1/export").header(header::AUTHORIZATION, "Bearer secret").body(Body::empty());
+    let response = bench.router.clone().oneshot(request.expect("a request")).await.expect("an answer");
+    let document = response.into_body().collect().await.expect("a body").to_bytes();
+    let document = String::from_utf8(document.to_vec()).expect("text");
+    let import = async |query: &str, text: String| {
+        let request = Request::post(format!("/v1/import{query}")).header(header::AUTHORIZATION, "Bearer secret").body(Body::from(text));
+        let response = bench.router.clone().oneshot(request.expect("a request")).await.expect("an answer");
+        let (status, bytes) = (response.status(), response.into_body().collect().await.expect("a body").to_bytes());
+        (status, serde_json::from_slice::<Value>(&bytes).expect("JSON"))
+    };
+    assert_eq!(import("", document.clone()).await.1["changes"], json!([]));
+    let other = document.replace("name = \"ann\"", "name = \"bob\"");
+    let (status, imported) = import("?dry_run=true", other.clone()).await;
+    assert_eq!((status, &imported["changes"][0]["subject"]), (StatusCode::OK, &json!("bob@elm")), "{imported}");
+    assert_eq!(bench.ask(Method::GET, "/v1/lans/elm/users/bob", Value::Null).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(import("", other).await.0, StatusCode::OK);
+    assert_eq!(bench.ask(Method::GET, "/v1/lans/elm/users/bob", Value::Null).await.0, StatusCode::OK);
+    assert_eq!(import("", "version = 9".into()).await.0, StatusCode::BAD_REQUEST);
+}
+
 struct Bench {
     router: Router,
     _scratch: tempfile::TempDir,

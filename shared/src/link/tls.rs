@@ -253,8 +253,19 @@ impl MemberVerifier {
     /// If any of that does not hold. The cheap checks come first; two Ed25519 verifications are the most it costs.
     pub fn verify(&self, certificate: &[u8], message: &[u8], signature: &[u8], now: UnixTime) -> Result<Identity, VerifyError> {
         let certificate = CertificateDer::from(certificate);
-        let member = identity(&certificate)?;
+        let member = self.verify_certificate(&certificate, now)?;
         let parsed = EndEntityCert::try_from(&certificate).map_err(IdentityError::from)?;
+        parsed.verify_signature(webpki::ring::ED25519, &in_context(message), signature).map_err(VerifyError::Signature)?;
+        Ok(member)
+    }
+
+    /// The member whose certificate it is: one of the authority's for a member, valid `now`.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn verify_certificate(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<Identity, VerifyError> {
+        let member = identity(certificate)?;
+        let parsed = EndEntityCert::try_from(certificate).map_err(IdentityError::from)?;
         parsed
             .verify_for_usage(
                 self.provider.signature_verification_algorithms.all,
@@ -266,7 +277,6 @@ impl MemberVerifier {
                 None,
             )
             .map_err(VerifyError::Chain)?;
-        parsed.verify_signature(webpki::ring::ED25519, &in_context(message), signature).map_err(VerifyError::Signature)?;
         Ok(member)
     }
 }
