@@ -18,10 +18,15 @@ use neighbourhood::{
         oracle::{Verdict, play},
         parcels::ParcelPlan,
         script::{Act, ApplicationPlan, FlowPlan, Malice, Script},
+        world::{Occurrence, SIDES, World},
     },
 };
 use shared::{
-    transfer::{schedule::Policy, session::Limits},
+    ids::PathId,
+    transfer::{
+        schedule::Policy,
+        session::{Event, Limits, Read, Side},
+    },
     units::Rate,
 };
 
@@ -130,6 +135,45 @@ fn on_lines_that_lose_nothing_every_parcel_arrives_whatever_its_size_and_the_pol
 }
 
 /// Plays `seeds` on all processors; gives those that fail, and why.
+#[test]
+fn acknowledgements_of_small_answers_ride_along_with_a_modems_upload() {
+    const MODEM: Rate = Rate { bits_per_second: 33_600 };
+    let way = Conditions {
+        queue_bytes: Conditions::queue_bytes(MODEM, Duration::from_secs(2)),
+        ..Conditions::steady(MODEM, Duration::from_millis(75))
+    };
+    let mut world = World::new(Policy::Adaptive, Limits::default(), Limits::default());
+    let line = world.add_line(way, way, 1);
+    SIDES.into_iter().for_each(|side| world.join(side, PathId(0), line, 1));
+    let flow = world.end(Side::Proxy).open().unwrap();
+    let fill = |world: &mut World| while world.end(Side::Proxy).write(flow, &[7; 1000]) == Ok(1000) {};
+    fill(&mut world);
+    let mut answers = 0;
+    let carried = |world: &World| SIDES.map(|side| world.session(side).path_status()[0].counters);
+    let mut before = None;
+    while world.elapsed() < Duration::from_secs(60) {
+        let next = world.elapsed() + Duration::from_millis(100);
+        while let Occurrence::Event(side, event) = world.advance(world.at(next)).unwrap() {
+            match event {
+                Event::Writable(_) if side == Side::Proxy => fill(&mut world),
+                Event::Readable(_) => while let Read::Bytes(_) = world.end(side).read(flow, usize::MAX) {},
+                _ => {}
+            }
+        }
+        if world.elapsed() > Duration::from_secs(20) {
+            before.get_or_insert_with(|| carried(&world));
+            answers += 1;
+        }
+        let _ = world.end(Side::Reconst).write(flow, &[1; 8]);
+    }
+    let (before, after) = (before.unwrap(), carried(&world));
+    let full = (after[0].sent_bytes - before[0].sent_bytes) / world.max_datagram(line, Side::Proxy) as u64;
+    let small = after[0].sent_datagrams - before[0].sent_datagrams - full;
+    assert!(answers > 300 && full > 90, "{answers} answers, {full} full datagrams");
+    assert!(small * 10 < answers, "{small} small datagrams for {answers} answers");
+    assert_eq!(after.map(|end| end.suspicions), before.map(|end| end.suspicions));
+}
+
 fn failures(seeds: Vec<u64>) -> Vec<(u64, String)> {
     let next = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());

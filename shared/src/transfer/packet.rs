@@ -5,7 +5,7 @@
 //! kind     = 0x01 ping | 0x02 acknowledgement | 0x04..0x07 chunk (bit 0: last of its flow, bit 1: length given)
 //!            | 0x08 parcel | 0x09 part of a parcel
 //!            bit 7, in the first kind alone: the datagram is tracked and `seq` (varint) follows
-//! ack      = path, largest, received_at_us, delay_us, ranges, length - 1 of the highest range, *(gap - 1, length - 1)
+//! ack      = path, largest, received_at_us, delay_us, held_back_us - delay_us, ranges, length - 1 of the highest range, *(gap - 1, length - 1)
 //! chunk    = flow, offset, [length], bytes; without a length the bytes go on to the datagram's end
 //! parcel   = flow, number, length, bytes
 //! part     = flow, number, length of the whole, offset, length, bytes
@@ -44,6 +44,8 @@ pub struct Ack {
     pub received_at_us: u64,
     /// How long the acknowledgement was held back after that, in microseconds.
     pub delay_us: u64,
+    /// How long the first that it acknowledges for the first time had waited for it, in microseconds; at least `delay_us`.
+    pub held_back_us: u64,
     /// The numbers that arrived, half-open, from the highest range down; never empty.
     pub ranges: Vec<Range<u64>>,
 }
@@ -147,7 +149,14 @@ impl DatagramWriter {
     }
 
     /// Appends an acknowledgement of `path` with as many of `ranges` (from the highest down) as fit the limits.
-    pub fn put_ack(&mut self, path: PathId, received_at_us: u64, delay_us: u64, ranges: impl Iterator<Item = Range<u64>>) {
+    pub fn put_ack(
+        &mut self,
+        path: PathId,
+        received_at_us: u64,
+        delay_us: u64,
+        held_back_us: u64,
+        ranges: impl Iterator<Item = Range<u64>>,
+    ) {
         let mut ranges = ranges.take(MAX_ACK_RANGES).peekable();
         let Some(highest) = ranges.next() else { return };
         self.put_kind(ACK);
@@ -155,6 +164,7 @@ impl DatagramWriter {
         wire::put_varint(&mut self.out, highest.end - 1);
         wire::put_varint(&mut self.out, received_at_us);
         wire::put_varint(&mut self.out, delay_us);
+        wire::put_varint(&mut self.out, held_back_us.saturating_sub(delay_us));
         let mut tail = Vec::new();
         let mut count = 1;
         let mut previous_start = highest.start;
@@ -303,6 +313,7 @@ impl DatagramReader {
         let largest = wire::take_varint(input)?;
         let received_at_us = wire::take_varint(input)?;
         let delay_us = wire::take_varint(input)?;
+        let held_back_us = delay_us.saturating_add(wire::take_varint(input)?);
         let count = wire::take_varint(input)?;
         if !(1..=MAX_ACK_RANGES as u64).contains(&count) {
             return Err(WireError::Value("range count"));
@@ -316,7 +327,7 @@ impl DatagramReader {
             start = end.checked_sub(wire::take_varint(input)? + 1).ok_or(below.clone())?;
             ranges.push(start..end);
         }
-        Ok(Ack { path, received_at_us, delay_us, ranges })
+        Ok(Ack { path, received_at_us, delay_us, held_back_us, ranges })
     }
 
     fn take_chunk(&mut self, kind: u8) -> Result<Chunk, WireError> {
@@ -381,7 +392,7 @@ mod tests {
             }
             prop_assume!(!ranges.is_empty());
             let mut writer = DatagramWriter::new(1200, Some(Seq(seq)));
-            writer.put_ack(PathId(7), 1234, 567, ranges.iter().cloned());
+            writer.put_ack(PathId(7), 1234, 567, 890, ranges.iter().cloned());
             let room = writer.chunk_room(FlowId(3), offset, true).expect("room");
             prop_assert!(room >= first.len());
             writer.put_chunk(FlowId(3), offset, false, first.len(), true, |out| out.extend_from_slice(&first));
@@ -395,7 +406,7 @@ mod tests {
             prop_assert_eq!(got_seq, Some(Seq(seq)));
             let frames: Vec<_> = reader.collect::<Result<_, _>>().expect("frames");
             ranges.truncate(MAX_ACK_RANGES);
-            prop_assert_eq!(&frames[0], &Frame::Ack(Ack { path: PathId(7), received_at_us: 1234, delay_us: 567, ranges }));
+            prop_assert_eq!(&frames[0], &Frame::Ack(Ack { path: PathId(7), received_at_us: 1234, delay_us: 567, held_back_us: 890, ranges }));
             prop_assert_eq!(&frames[1], &Frame::Chunk(Chunk { flow: FlowId(3), offset, fin: false, bytes: first.into() }));
             prop_assert_eq!(&frames[2], &Frame::Fragment(whole));
             prop_assert_eq!(&frames[3], &Frame::Fragment(part));

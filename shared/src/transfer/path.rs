@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::{
     acks::Acks,
     congestion::{Congestion, Rounds},
+    packet::DatagramWriter,
     recovery::{Pieces, Recovery},
     schedule::Candidate,
     send_buffer::Piece,
@@ -179,6 +180,34 @@ impl Path {
         let drain_seconds = (self.recovery.in_flight_bytes() + bytes) as f64 / self.congestion.capacity().max(1.0);
         let drain = super::congestion::duration(drain_seconds);
         min_rtt.max(drain) - min_rtt / 2
+    }
+
+    /// How long the acknowledgement of a datagram that arrives now is held back: while the path sends full datagrams itself, long enough
+    /// for the next of them to take it along.
+    pub(super) fn ack_delay(&self) -> Duration {
+        let alone = super::acks::max_delay(self.recovery.rtt().smoothed());
+        if self.recovery.in_flight_bytes() < self.max_datagram_bytes as u64 {
+            return alone;
+        }
+        alone.max((self.datagram_time() * 5 / 4).min(self.acks.ride_delay()))
+    }
+
+    /// Whether a datagram that leaves now is to take an acknowledgement along: the next one would be too late for it.
+    pub(super) fn ack_rides(&self, now: Instant) -> bool {
+        self.acks.due().is_some_and(|due| due <= now + self.datagram_time())
+    }
+
+    /// Appends what has arrived by this path; times are told from `epoch` on.
+    pub(super) fn put_ack(&mut self, now: Instant, epoch: Instant, writer: &mut DatagramWriter) {
+        let Some(saying) = self.acks.take(now) else { return };
+        let us = |time: Duration| time.as_micros() as u64;
+        let received_at_us = us(saying.largest_at.saturating_duration_since(epoch));
+        writer.put_ack(self.id, received_at_us, us(saying.delay), us(saying.held_back), saying.ranges);
+    }
+
+    /// The time that the line takes for a full datagram.
+    fn datagram_time(&self) -> Duration {
+        super::congestion::duration((self.max_datagram_bytes as u64 + OVERHEAD_BYTES) as f64 / self.congestion.capacity().max(1.0))
     }
 
     /// The oldest datagram in flight with pieces that should have been acknowledged by now, or that is not expected to arrive within `ahead`,

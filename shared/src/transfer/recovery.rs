@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{packet::Ack, send_buffer::Piece};
+use super::{acks::HeldBack, packet::Ack, send_buffer::Piece};
 use crate::ids::Seq;
 
 /// What a path has in flight.
@@ -30,7 +30,7 @@ pub struct Recovery {
     reordering: Option<Reordering>,
     rtt: Rtt,
     /// How long the other end held acknowledgements back lately, at most. It goes by its own measure of the path, which may be another.
-    held_back: Duration,
+    held_back: HeldBack,
 }
 
 /// A tracked datagram.
@@ -179,7 +179,7 @@ impl Recovery {
             progress_at: None,
             loss_at: None,
             rtt: Rtt::new(rtt_guess),
-            held_back: Duration::ZERO,
+            held_back: HeldBack::default(),
             reordering: None,
         }
     }
@@ -213,9 +213,8 @@ impl Recovery {
         if let Some(sent) = sent.filter(|_| self.largest_acked.is_none_or(|acked| acked < largest.0)) {
             outcome.largest_sent_at = Some(sent.at);
             let elapsed = now.saturating_duration_since(sent.at);
-            let held_back = Duration::from_micros(ack.delay_us);
-            self.held_back = held_back.min(super::acks::MAX_DELAY).max(self.held_back * 7 / 8);
-            self.rtt.update(elapsed.checked_sub(held_back).unwrap_or(elapsed));
+            self.held_back.note(Duration::from_micros(ack.held_back_us));
+            self.rtt.update(elapsed.checked_sub(Duration::from_micros(ack.delay_us)).unwrap_or(elapsed));
         }
         for range in &ack.ranges {
             self.settle_acked(now, range, &mut outcome);
@@ -303,7 +302,7 @@ impl Recovery {
 
     /// How long the other end may hold an acknowledgement back.
     pub fn ack_delay(&self) -> Duration {
-        super::acks::max_delay(self.rtt.smoothed).max(self.held_back)
+        self.held_back.longest(self.rtt.smoothed)
     }
 
     fn settle_acked(&mut self, now: Instant, range: &Range<u64>, outcome: &mut AckOutcome) {

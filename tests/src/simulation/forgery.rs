@@ -64,7 +64,7 @@ fn well_formed(random: &mut StdRng) -> Bytes {
                     end = start.saturating_sub(random.random_range(1..100));
                 }
                 let path = PathId(random.random_range(0..8));
-                writer.put_ack(path, number(random), number(random), ranges.into_iter());
+                writer.put_ack(path, number(random), number(random), number(random), ranges.into_iter());
             }
             _ => {
                 let flow = FlowId(number(random));

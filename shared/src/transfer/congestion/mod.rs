@@ -69,6 +69,7 @@ pub struct Congestion {
     vain_competitions: u32,
     competes_from: Option<Instant>,
     smoothed_rtt: Duration,
+    ack_delay: Duration,
     pacer: Pacer,
 }
 
@@ -89,6 +90,8 @@ pub struct AckSample {
     pub rtt: Duration,
     /// The smoothed round-trip time.
     pub smoothed_rtt: Duration,
+    /// How long acknowledgements may be held back.
+    pub ack_delay: Duration,
     /// Bytes in flight now.
     pub in_flight: u64,
 }
@@ -271,6 +274,7 @@ impl Congestion {
             vain_competitions: 0,
             competes_from: None,
             smoothed_rtt,
+            ack_delay: super::acks::max_delay(smoothed_rtt),
             pacer: Pacer::default(),
         }
     }
@@ -299,6 +303,7 @@ impl Congestion {
     /// Works an acknowledgement in.
     pub fn on_ack(&mut self, now: Instant, sample: &AckSample) {
         self.smoothed_rtt = sample.smoothed_rtt;
+        self.ack_delay = sample.ack_delay;
         self.rates.delivered += sample.acked_bytes;
         self.round.acked_bytes += sample.acked_bytes;
         self.round.lost_bytes = (self.round.lost_bytes + sample.lost_bytes).saturating_sub(sample.spurious_bytes);
@@ -343,7 +348,7 @@ impl Congestion {
         match self.phase {
             Phase::SlowStart => self.slow_start_window as u64,
             Phase::Steady => {
-                let held_back = super::acks::max_delay(self.smoothed_rtt).as_secs_f64();
+                let held_back = self.ack_delay.as_secs_f64();
                 let queue = WINDOW_QUEUE.max(2.0 * self.target());
                 let span = self.min_rtt.least().unwrap_or(self.smoothed_rtt.as_secs_f64()) + held_back + queue;
                 (self.capacity * span / (1.0 - self.loss) + 3.0 * PACKET_BYTES) as u64

@@ -383,6 +383,7 @@ impl Line {
                     received_at_us: (arrived_at * 1e6) as u64,
                     rtt: Duration::from_secs_f64(rtt),
                     smoothed_rtt: Duration::from_secs_f64(sender.srtt),
+                    ack_delay: crate::transfer::acks::max_delay(Duration::from_secs_f64(sender.srtt)),
                     in_flight: sender.in_flight.len() as u64 * PACKET_BYTES as u64,
                 },
             ),

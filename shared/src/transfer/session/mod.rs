@@ -459,7 +459,7 @@ impl Session {
         if let Some(seq) = seq
             && is_taken
         {
-            let delay = super::acks::max_delay(path.recovery.rtt().smoothed());
+            let delay = path.ack_delay();
             if !path.acks.on_received(now, seq, delay) {
                 path.acks.ask_again(now);
             }

@@ -175,6 +175,7 @@ impl Session {
             received_at_us: ack.map_or(0, |ack| ack.received_at_us),
             rtt: rtt.latest(),
             smoothed_rtt: rtt.smoothed(),
+            ack_delay: path.recovery.ack_delay(),
             in_flight: path.recovery.in_flight_bytes(),
         };
         path.congestion.on_ack(now, &sample);

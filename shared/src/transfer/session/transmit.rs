@@ -89,10 +89,7 @@ impl Session {
         let carrier = self.fastest_active().filter(|_| !self.paths[&id].is_active());
         let path = self.paths.get_mut(&id).expect("found above");
         let mut writer = DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, None);
-        let (received_at, ranges) = path.acks.take()?;
-        let received_at_us = received_at.saturating_duration_since(self.epoch).as_micros() as u64;
-        let delay_us = now.saturating_duration_since(received_at).as_micros() as u64;
-        writer.put_ack(id, received_at_us, delay_us, ranges);
+        path.put_ack(now, self.epoch, &mut writer);
         let datagram = writer.finish();
         if let Some(carrier) = carrier
             && self.paths[&carrier].max_datagram_bytes >= datagram.len()
@@ -196,9 +193,13 @@ impl Session {
     pub(super) fn fill_datagram(&mut self, now: Instant, id: PathId, class: Class) -> Option<(Transmit, Pieces)> {
         let path = self.paths.get(&id)?;
         let mut writer = DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, Some(path.recovery.next_seq()));
+        let takes_ack = path.ack_rides(now);
+        if takes_ack && let Some(path) = self.paths.get_mut(&id) {
+            path.put_ack(now, self.epoch, &mut writer);
+        }
         let mut pieces = Pieces::default();
         let intake = self.intake();
-        while writer.is_empty() || writer.remaining() > WORTHWHILE_ROOM {
+        while pieces.is_empty() || writer.remaining() > WORTHWHILE_ROOM {
             let Some(flow_id) = self.waiting.get_mut(&class).and_then(VecDeque::pop_front) else { break };
             let Some(flow) = self.flows.get_mut(&flow_id) else { continue };
             flow.queued = None;
@@ -225,7 +226,10 @@ impl Session {
                 self.enqueue(flow_id);
             }
         }
-        if writer.is_empty() {
+        if pieces.is_empty() {
+            if takes_ack && let Some(path) = self.paths.get_mut(&id) {
+                path.acks.ask_again(now);
+            }
             return None;
         }
         Some((self.send_tracked(now, id, writer, pieces.clone()), pieces))
