@@ -54,7 +54,7 @@ use crate::{
     egress::{Egress, udp},
     enrol::Enroller,
     quota::{
-        Keeper, UserAccount,
+        Keeper, Spending,
         meter::{FlowMeter, ParcelMeter},
     },
     roster::LineKey,
@@ -89,7 +89,7 @@ struct Entry {
     incarnation: u64,
     lines: Arc<Mutex<BTreeMap<PathId, (LineKey, IpAddr)>>>,
     /// From which the session's flows are spent.
-    account: Arc<Mutex<Arc<UserAccount>>>,
+    account: Arc<Mutex<Arc<Spending>>>,
 }
 
 /// A path of a session, and what it runs over.
@@ -355,7 +355,7 @@ impl Inner {
             join::turn_away(&connection, answer, CLOSE_DENIED, &JoinReply::Refused { reason }).await;
             return Ok(None);
         }
-        let account = match self.keeper.account(&member).await {
+        let account = match self.keeper.spending(&member).await {
             Ok(account) => account,
             Err(error) => {
                 tracing::error!(user = %member.identity, %error, "path refused");
@@ -390,7 +390,7 @@ impl Inner {
     }
 
     /// The session that `request` names, begun if it may be; else the reply that turns the path away.
-    fn find_or_begin(self: &Arc<Self>, key: &SessionKey, request: &JoinRequest, account: Arc<UserAccount>) -> Result<Entry, JoinReply> {
+    fn find_or_begin(self: &Arc<Self>, key: &SessionKey, request: &JoinRequest, account: Arc<Spending>) -> Result<Entry, JoinReply> {
         let refused = |reason: &str| JoinReply::Refused { reason: reason.into() };
         let mut sessions = self.lock();
         if let Some(entry) = sessions.get(key) {
@@ -444,13 +444,7 @@ impl Inner {
     }
 
     /// Carries one flow to its content server and back.
-    async fn serve_flow(
-        &self,
-        mut stream: FlowStream,
-        user: &Identity,
-        session: SessionId,
-        account: &Arc<UserAccount>,
-    ) -> anyhow::Result<()> {
+    async fn serve_flow(&self, mut stream: FlowStream, user: &Identity, session: SessionId, account: &Arc<Spending>) -> anyhow::Result<()> {
         let request = tokio::time::timeout(REQUEST_TIME, open::read_request(&mut stream)).await??;
         let _counted = match account.open_flow() {
             Ok(counted) => counted,
@@ -463,7 +457,7 @@ impl Inner {
         }
     }
 
-    async fn serve_tcp(&self, mut stream: FlowStream, target: Target, holder: Holder, account: &Arc<UserAccount>) -> anyhow::Result<()> {
+    async fn serve_tcp(&self, mut stream: FlowStream, target: Target, holder: Holder, account: &Arc<Spending>) -> anyhow::Result<()> {
         let socket = match self.egress.connect(&target).await {
             Ok(socket) => socket,
             Err(refusal) => return refuse(stream, refusal).await,
@@ -478,7 +472,7 @@ impl Inner {
         Ok(())
     }
 
-    async fn serve_udp(&self, mut stream: FlowStream, policy: Policy, holder: Holder, account: &Arc<UserAccount>) -> anyhow::Result<()> {
+    async fn serve_udp(&self, mut stream: FlowStream, policy: Policy, holder: Holder, account: &Arc<Spending>) -> anyhow::Result<()> {
         self.open_udp_flows.fetch_add(1, Ordering::Relaxed);
         let ended = self.carry_udp(&mut stream, policy, holder, account).await;
         self.open_udp_flows.fetch_sub(1, Ordering::Relaxed);
@@ -487,7 +481,7 @@ impl Inner {
         Ok(())
     }
 
-    async fn carry_udp(&self, stream: &mut FlowStream, policy: Policy, holder: Holder, account: &Arc<UserAccount>) -> anyhow::Result<()> {
+    async fn carry_udp(&self, stream: &mut FlowStream, policy: Policy, holder: Holder, account: &Arc<Spending>) -> anyhow::Result<()> {
         let parcels = stream.carry_parcels(policy);
         let opened = UdpPort::open().and_then(|port| Ok((port.number()?, port)));
         let answer = match &opened {
@@ -531,11 +525,11 @@ impl Entry {
         self.lines.lock().expect("nothing panics under the lock").clone()
     }
 
-    fn account(&self) -> Arc<UserAccount> {
+    fn account(&self) -> Arc<Spending> {
         self.account.lock().expect("nothing panics under the lock").clone()
     }
 
-    fn set_account(&self, account: Arc<UserAccount>) {
+    fn set_account(&self, account: Arc<Spending>) {
         *self.account.lock().expect("nothing panics under the lock") = account;
     }
 
@@ -619,7 +613,7 @@ impl Path {
             }
             match self.inner.accounts.authorise(&self.certificate, Role::User).await {
                 Ok(member) => {
-                    if let Ok(account) = self.inner.keeper.account(&member).await {
+                    if let Ok(account) = self.inner.keeper.spending(&member).await {
                         self.entry.set_account(account);
                     }
                 }

@@ -31,7 +31,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use shared::{community::roster::RosterConfig, service::Shutdown, transfer::schedule::Policy};
+use shared::{community::roster::RosterConfig, service::Shutdown, transfer::schedule::Policy, units::Rate};
 
 pub use self::{
     accounts::Database,
@@ -57,6 +57,11 @@ pub struct Config {
     pub egress_allow: Vec<IpNet>,
     /// How the bytes to users are spread over their paths.
     pub scheduler: Policy,
+    /// What this server's own line carries towards the internet, shared evenly between users; none if other lines are what is short. Above what
+    /// it carries, its queue decides who gets how much; far below, rate is lost.
+    pub rate_up: Option<Rate>,
+    /// The same from the internet.
+    pub rate_down: Option<Rate>,
     /// How long a UDP flow may carry nothing before its dedicated port is released. With little a call that is on hold loses its port, with
     /// much ports are held for nobody.
     pub udp_idle: Duration,
@@ -84,6 +89,8 @@ impl Config {
             has_ephemeral_data_ports: false,
             egress_allow: Vec::new(),
             scheduler: Policy::default(),
+            rate_up: None,
+            rate_down: None,
             udp_idle: egress::udp::IDLE_TIME,
             missed_max: RosterConfig::default().missed_max,
             admin: None,

@@ -3,7 +3,7 @@
 use std::{fmt::Write, str::FromStr};
 
 use clap::Args;
-use reconst::accounts::{Limits, Quota, report::UserReport};
+use reconst::accounts::{Limits, Quota, lan_accounts::LanReport, report::UserReport};
 use shared::{
     community::quota::{AtLimit, Counts, Length, Period, Zone},
     service::Failure,
@@ -133,6 +133,17 @@ pub(crate) fn text(user: &UserReport) -> String {
     parts.extend(user.rate_down_bits_per_second.map(|bits| format!("down {}", rate(bits))));
     parts.extend(user.max_flows.map(|flows| format!("{flows} flows")));
     parts.join(", ")
+}
+
+/// A LAN, what its users may spend together and have, on one line.
+pub(crate) fn lan_text(lan: &LanReport) -> String {
+    let used = Size { bytes: lan.up_bytes + lan.down_bytes };
+    let limits = lan.limits.clone().parse().map_or_else(|error| error.to_string(), |limits| limits.to_string());
+    let used = match lan.used_percent {
+        Some(percent) => format!("{percent} % used, resets {}", lan.resets),
+        None => format!("{used} this month"),
+    };
+    format!("{}\tLAN {}\tdata port {}\t{used}, {limits}", lan.name, lan.lan_id, lan.data_port)
 }
 
 /// A user's limits and usage, a line each.

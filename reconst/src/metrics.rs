@@ -21,6 +21,8 @@ pub(crate) struct Figures {
     pub(crate) users: usize,
     /// Those of them whose quota is used up.
     pub(crate) users_beyond_quota: usize,
+    /// LANs whose users are here and whose quota is used up.
+    pub(crate) lans_beyond_quota: usize,
     /// Bytes of payload towards content servers since the start.
     pub(crate) up_bytes: u64,
     /// From content servers.
@@ -48,6 +50,7 @@ impl Figures {
         put("udp_flows", "gauge", "Flows open now that are UDP.", self.udp_flows as u64);
         put("users", "gauge", "Users who have sessions.", self.users as u64);
         put("users_beyond_quota", "gauge", "Users who have sessions and a quota that is used up.", self.users_beyond_quota as u64);
+        put("lans_beyond_quota", "gauge", "LANs with sessions and a quota that is used up.", self.lans_beyond_quota as u64);
         put("up_bytes_total", "counter", "Payload bytes towards content servers.", self.up_bytes);
         put("down_bytes_total", "counter", "Payload bytes from content servers.", self.down_bytes);
         put("refused_flows_total", "counter", "Flows refused for a quota or a number of flows.", self.refused_flows);

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use shared::{
     service::{Failure, LogFormat, read_config},
     transfer::schedule::{Policy, PolicyError},
+    units::{Rate, UnitError},
 };
 
 use crate::database;
@@ -45,6 +46,12 @@ pub(crate) struct RunOptions {
     /// [default: adaptive]
     #[arg(long, value_name = "SCHEDULER", value_parser = scheduler)]
     scheduler: Option<String>,
+    /// What this server's own line carries towards the internet, in bits per second as in 1G: shared evenly between users
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    rate_up: Option<String>,
+    /// The same from the internet
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    rate_down: Option<String>,
     /// How many announcements in a row a relay may miss before it is off the roster [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     missed_announces: Option<u32>,
@@ -84,6 +91,8 @@ impl RunOptions {
             bind: self.bind.or(file.bind),
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
             scheduler: self.scheduler.or(file.scheduler),
+            rate_up: self.rate_up.or(file.rate_up),
+            rate_down: self.rate_down.or(file.rate_down),
             missed_announces: self.missed_announces.or(file.missed_announces),
             admin: self.admin.or(file.admin),
             api: self.api.or(file.api),
@@ -108,6 +117,9 @@ impl RunOptions {
         config.egress_allow = self.egress_allow.iter().map(parse).collect::<Result<_, _>>()?;
         let policy = self.scheduler.as_deref().map(str::parse::<Policy>).transpose();
         config.scheduler = policy.map_err(|error| Failure::config(error.to_string()))?.unwrap_or(config.scheduler);
+        let rate =
+            |text: Option<&String>| text.map(|text| text.parse::<Rate>()).transpose().map_err(|error| Failure::config(error.to_string()));
+        (config.rate_up, config.rate_down) = (rate(self.rate_up.as_ref())?, rate(self.rate_down.as_ref())?);
         config.missed_max = self.missed_announces.unwrap_or(config.missed_max).max(1);
         config.admin = self.admin;
         config.api = self.api;
@@ -131,6 +143,10 @@ impl RunOptions {
 
 fn scheduler(text: &str) -> Result<String, PolicyError> {
     text.parse::<Policy>().map(|_| text.into())
+}
+
+fn rate(text: &str) -> Result<String, UnitError> {
+    text.parse::<Rate>().map(|_| text.into())
 }
 
 fn network(text: &str) -> Result<String, String> {

@@ -121,8 +121,33 @@ pub(crate) enum LanCommand {
         #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
         data_port: Option<u16>,
     },
-    /// List the LANs
-    List(State),
+    /// List the LANs, with what their users may spend together and have
+    List {
+        #[command(flatten)]
+        state: State,
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change what all users of a LAN may spend together, also while reconst runs: it holds within a second
+    Set {
+        /// The LAN's name
+        name: Name,
+        #[command(flatten)]
+        state: State,
+        #[command(flatten)]
+        limits: LimitOptions,
+    },
+    /// Show what all users of a LAN may spend together and have
+    Show {
+        /// The LAN's name
+        name: Name,
+        #[command(flatten)]
+        state: State,
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Move a LAN to another data port, also while reconst runs: relays and paths follow, no flow breaks
     Move {
         /// The LAN's name
@@ -262,10 +287,28 @@ impl LanCommand {
                 let lan = state.open().await?.add_lan(&name, id.map(LanId), data_port).await?;
                 println!("added LAN {} ({}); its paths are served on UDP port {}", lan.name, lan.id, lan.data_port);
             }
-            Self::List(state) => {
-                for lan in state.open().await?.accounts().lans().await.map_err(Failure::from)? {
-                    println!("{}\tLAN {}\tdata port {}", lan.name, lan.id, lan.data_port);
+            Self::List { state, json } => {
+                let lans = state.open().await?.accounts().lan_reports(time_now()).await.map_err(Failure::from)?;
+                if json {
+                    println!("{}", serde_json::to_string_pretty(&lans)?);
+                    return Ok(());
                 }
+                lans.iter().for_each(|lan| println!("{}", limits::lan_text(lan)));
+            }
+            Self::Set { name, state, limits } => {
+                if limits.is_empty() {
+                    return Err(Failure::usage("say what to change: --quota, --rate-down and so on; `none` takes a limit away").into());
+                }
+                let registrar = state.open().await?;
+                let accounts = registrar.accounts();
+                let lan = accounts.lan(&name).await.map_err(Failure::from)?;
+                let before = accounts.lan_account(lan.id).await.map_err(Failure::from)?.limits;
+                accounts.set_lan_limits(&name, &limits.applied_to(before)?).await.map_err(Failure::from)?;
+                println!("{}", limits::lan_text(&accounts.lan_report(&name, time_now()).await.map_err(Failure::from)?));
+            }
+            Self::Show { name, state, json } => {
+                let lan = state.open().await?.accounts().lan_report(&name, time_now()).await.map_err(Failure::from)?;
+                if json { println!("{}", serde_json::to_string_pretty(&lan)?) } else { println!("{}", limits::lan_text(&lan)) }
             }
             Self::Move { name, state, data_port } => {
                 let before = state.open().await?.move_lan(&name, data_port).await?;

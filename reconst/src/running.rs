@@ -100,7 +100,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         }
         None => (None, None),
     };
-    let keeper = Keeper::new(accounts.clone());
+    let keeper = Keeper::new(accounts.clone(), config.rate_up, config.rate_down);
     let (dedicated, udp_idle) = (DedicatedPorts::recorded(records), config.udp_idle);
     let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, enroller.clone(), dedicated, config.scheduler, udp_idle);
 
@@ -305,6 +305,7 @@ fn figures(sessions: &Sessions, keeper: &Keeper, directory: &Directory, data_add
         udp_flows: sessions.open_udp_flows(),
         users: kept.users,
         users_beyond_quota: kept.users_beyond_quota,
+        lans_beyond_quota: kept.lans_beyond_quota,
         up_bytes: kept.up_bytes,
         down_bytes: kept.down_bytes,
         refused_flows: kept.refused_flows,
@@ -327,6 +328,7 @@ fn status(
         "roster": directory.roster(),
         "sessions": sessions.report(),
         "accounts": keeper.report(),
+        "lan_accounts": keeper.lan_report(),
         "counts_not_kept_for_seconds": keeper.behind().map(|behind| behind.as_secs()),
         "open_flows": sessions.open_flows(),
     })

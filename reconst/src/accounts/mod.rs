@@ -11,6 +11,7 @@ pub mod audit;
 mod database;
 pub mod exchange;
 pub mod invites;
+pub mod lan_accounts;
 pub mod ledger;
 pub mod registry;
 mod renewals;

@@ -10,10 +10,15 @@ use shared::{
     },
     ids::LanId,
 };
-use sqlx::{Any, Transaction};
+use sqlx::{Any, AssertSqlSafe, Transaction};
 use time::{Date, OffsetDateTime};
 
-use super::{Accounts, AccountsError, Limits, MemberId, day, identity, number, parsed, usage::stored};
+use super::{
+    Accounts, AccountsError, Limits, MemberId, day, identity,
+    lan_accounts::LanKey,
+    number, parsed,
+    usage::{self, stored},
+};
 
 /// A LAN that is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -412,16 +417,26 @@ pub(super) async fn insert_limits(
     member: MemberId,
     limits: &Limits,
 ) -> Result<(), sqlx::Error> {
+    insert_limits_of(transaction, usage::LIMITS, member.0, limits).await
+}
+
+/// Puts limits into a row of `table` that is not there yet.
+pub(super) async fn insert_limits_of(
+    transaction: &mut Transaction<'static, Any>,
+    (table, key): (&str, &str),
+    value: i64,
+    limits: &Limits,
+) -> Result<(), sqlx::Error> {
     let (quota, period) = (limits.quota.as_ref(), limits.quota.as_ref().map_or_else(Period::default, |quota| quota.period.clone()));
     let throttle = quota.and_then(|quota| match quota.at_limit {
         AtLimit::Refuse => None,
         AtLimit::Throttle(rate) => Some(stored(rate.bits_per_second)),
     });
-    sqlx::query(
-        "INSERT INTO limits (member_id, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
-         rate_down_bits_per_second, max_flows) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-    )
-    .bind(member.0)
+    sqlx::query(AssertSqlSafe(format!(
+        "INSERT INTO {table} ({key}, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
+         rate_down_bits_per_second, max_flows) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+    )))
+    .bind(value)
     .bind(quota.map(|quota| stored(quota.size.bytes)))
     .bind(period.length.to_string())
     .bind(period.zone.to_string())
@@ -433,6 +448,14 @@ pub(super) async fn insert_limits(
     .execute(&mut **transaction)
     .await?;
     Ok(())
+}
+
+pub(super) async fn live_lan_key(transaction: &mut Transaction<'static, Any>, lan: &Name) -> Result<LanKey, AccountsError> {
+    let key: Option<i64> = sqlx::query_scalar("SELECT lan_key FROM lans WHERE name = $1 AND removed_at IS NULL")
+        .bind(lan.as_str())
+        .fetch_optional(&mut **transaction)
+        .await?;
+    key.map(LanKey).ok_or_else(|| AccountsError::NoLan(lan.clone()))
 }
 
 async fn live_lans(transaction: &mut Transaction<'static, Any>) -> Result<Vec<Lan>, AccountsError> {

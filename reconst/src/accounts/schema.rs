@@ -127,6 +127,7 @@ fn migrations(backend: Backend) -> Migrator {
         (3, "quotas", include_str!("../../migrations/0003_quotas.sql")),
         (4, "audit", include_str!("../../migrations/0004_audit.sql")),
         (5, "ledger", include_str!("../../migrations/0005_ledger.sql")),
+        (7, "lan quotas", include_str!("../../migrations/0007_lan_quotas.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
         let sql = match backend {

@@ -84,22 +84,44 @@ impl Accounts {
     }
 
     pub(super) async fn limits(&self, user: MemberId) -> Result<Limits, AccountsError> {
-        let sql = "SELECT quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
-                   rate_down_bits_per_second, max_flows FROM limits WHERE member_id = $1";
-        let row: Option<LimitsRow> = sqlx::query_as(sql).bind(user.0).fetch_optional(&self.pool).await?;
-        row.map_or(Ok(Limits::default()), limits)
+        limits_of_key(&self.pool, LIMITS, user.0).await
     }
 }
 
 /// What each user may spend.
 pub(super) async fn all_limits<'e>(store: impl Executor<'e, Database = Any>) -> Result<BTreeMap<MemberId, Limits>, AccountsError> {
+    Ok(limits_by_key(store, LIMITS).await?.into_iter().map(|(key, limits)| (MemberId(key), limits)).collect())
+}
+
+/// All limits of a table, by its key.
+pub(super) async fn limits_by_key<'e>(
+    store: impl Executor<'e, Database = Any>,
+    (table, key): (&str, &str),
+) -> Result<BTreeMap<i64, Limits>, AccountsError> {
     type Row = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
-    let sql = "SELECT member_id, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
-               rate_down_bits_per_second, max_flows FROM limits";
-    let rows: Vec<Row> = sqlx::query_as(sql).fetch_all(store).await?;
-    let limits = |(user, a, b, c, d, e, f, g, h): Row| Ok((MemberId(user), limits((a, b, c, d, e, f, g, h))?));
+    let sql = format!("SELECT {key}, {LIMIT_COLUMNS} FROM {table}");
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(store).await?;
+    let limits = |(key, a, b, c, d, e, f, g, h): Row| Ok((key, limits((a, b, c, d, e, f, g, h))?));
     rows.into_iter().map(limits).collect()
 }
+
+/// The limits of a row; none are no limits.
+pub(super) async fn limits_of_key<'e>(
+    store: impl Executor<'e, Database = Any>,
+    (table, key): (&str, &str),
+    value: i64,
+) -> Result<Limits, AccountsError> {
+    let sql = format!("SELECT {LIMIT_COLUMNS} FROM {table} WHERE {key} = $1");
+    let row: Option<LimitsRow> = sqlx::query_as(AssertSqlSafe(sql)).bind(value).fetch_optional(store).await?;
+    row.map_or(Ok(Limits::default()), limits)
+}
+
+/// The table of users' limits, and its key.
+pub(super) const LIMITS: (&str, &str) = ("limits", "member_id");
+
+/// As in [`LimitsRow`].
+const LIMIT_COLUMNS: &str = "quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
+                             rate_down_bits_per_second, max_flows";
 
 /// Quota, period, zone, what it counts, rate beyond it, rate up, rate down, flows.
 type LimitsRow = (Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);

@@ -9,21 +9,14 @@ use axum::{
     http::StatusCode,
     response::IntoResponse,
 };
-use serde::{Deserialize, Serialize};
-use shared::ids::LanId;
+use serde::Deserialize;
+use shared::{community::member::Name, ids::LanId};
 
 use super::{
     Answer, Api,
     answers::{ApiError, Page, PageQuery, body, name},
 };
-use crate::accounts::registry::Lan;
-
-#[derive(Serialize)]
-struct LanReport {
-    name: String,
-    lan_id: u16,
-    data_port: u16,
-}
+use crate::accounts::{lan_accounts::LanReport, written::WrittenLimits};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,9 +27,23 @@ struct NewLan {
 
 pub(super) async fn list(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    let lans = api.registrar.accounts().lans().await?;
-    let reports = lans.iter().map(report).collect();
-    Ok(Page::of(reports, |lan: &LanReport| lan.name.clone(), &query).into_response())
+    let lans = api.registrar.accounts().lan_reports(api.keeper.time()).await?;
+    Ok(Page::of(lans, |lan: &LanReport| lan.name.clone(), &query).into_response())
+}
+
+pub(super) async fn get(State(api): State<Arc<Api>>, Path(lan): Path<String>) -> Answer {
+    report(&api, &name(&lan)?, StatusCode::OK).await
+}
+
+pub(super) async fn set_limits(State(api): State<Arc<Api>>, Path(lan): Path<String>, bytes: Bytes) -> Answer {
+    let lan = name(&lan)?;
+    let limits = body::<WrittenLimits>(&bytes)?.parse()?;
+    let accounts = api.registrar.accounts();
+    let id = accounts.lan(&lan).await?.id;
+    if accounts.lan_account(id).await?.limits != limits {
+        accounts.set_lan_limits(&lan, &limits).await?;
+    }
+    report(&api, &lan, StatusCode::OK).await
 }
 
 /// Adds a LAN, moves one to another port, or finds it as it is to be.
@@ -44,8 +51,8 @@ pub(super) async fn put(State(api): State<Arc<Api>>, Path(lan): Path<String>, by
     let (lan, wanted): (_, NewLan) = (name(&lan)?, body(&bytes)?);
     let existing = api.registrar.accounts().lans().await?.into_iter().find(|known| known.name == lan);
     let Some(existing) = existing else {
-        let added = api.registrar.add_lan(&lan, wanted.lan_id.map(LanId), wanted.data_port).await?;
-        return Ok((StatusCode::CREATED, Json(report(&added))).into_response());
+        api.registrar.add_lan(&lan, wanted.lan_id.map(LanId), wanted.data_port).await?;
+        return report(&api, &lan, StatusCode::CREATED).await;
     };
     if wanted.lan_id.is_some_and(|id| LanId(id) != existing.id) {
         return Err(ApiError::new(StatusCode::CONFLICT, "conflict", format!("LAN {lan} has number {}, which stays", existing.id)));
@@ -54,7 +61,7 @@ pub(super) async fn put(State(api): State<Arc<Api>>, Path(lan): Path<String>, by
     if data_port != existing.data_port {
         api.registrar.move_lan(&lan, data_port).await?;
     }
-    Ok(Json(report(&Lan { data_port, ..existing })).into_response())
+    report(&api, &lan, StatusCode::OK).await
 }
 
 pub(super) async fn remove(State(api): State<Arc<Api>>, Path(lan): Path<String>) -> Answer {
@@ -62,6 +69,6 @@ pub(super) async fn remove(State(api): State<Arc<Api>>, Path(lan): Path<String>)
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-fn report(lan: &Lan) -> LanReport {
-    LanReport { name: lan.name.to_string(), lan_id: lan.id.0, data_port: lan.data_port }
+async fn report(api: &Api, lan: &Name, status: StatusCode) -> Answer {
+    Ok((status, Json(api.registrar.accounts().lan_report(lan, api.keeper.time()).await?)).into_response())
 }

@@ -115,6 +115,20 @@ async fn a_lan_is_put_once_and_moved() {
 }
 
 #[tokio::test]
+async fn a_lan_has_limits_of_its_own() {
+    let bench = Bench::new().await;
+    let limits = json!({ "quota_bytes": 5_000_000, "rate_down_bits_per_second": 20_000_000 });
+    let (status, lan) = bench.ask(Method::PUT, "/v1/lans/elm/limits", limits.clone()).await;
+    assert_eq!((status, &lan["quota_bytes"], &lan["used_percent"]), (StatusCode::OK, &json!(5_000_000), &json!(0)), "{lan}");
+    assert_eq!(bench.ask(Method::PUT, "/v1/lans/elm/limits", limits).await.1, lan);
+    assert_eq!(bench.ask(Method::GET, "/v1/lans/elm", Value::Null).await.1, lan);
+    assert_eq!(bench.ask(Method::GET, "/v1/lans", Value::Null).await.1["items"], json!([lan]));
+    let (_, audit) = bench.ask(Method::GET, "/v1/audit?after=1", Value::Null).await;
+    assert_eq!(audit["items"].as_array().map(Vec::len), Some(1), "a write that changes nothing is not logged: {audit}");
+    assert_eq!(bench.ask(Method::PUT, "/v1/lans/oak/limits", Value::Null).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused_with_a_reason() {
     let bench = Bench::new().await;
     bench.ask(Method::POST, "/v1/lans/elm/users/ann/invites", Value::Null).await;
@@ -170,7 +184,7 @@ impl Bench {
     async fn new() -> Self {
         let (registrar, scratch) = testing::registrar().await;
         let accounts = registrar.accounts().clone();
-        let keeper = Keeper::new(accounts.clone());
+        let keeper = Keeper::new(accounts.clone(), None, None);
         let egress = Egress::new(Vec::new(), Vec::new());
         let (authority, _) = Authority::create("isp.example").expect("a key");
         let enroller = Enroller::new(accounts.clone(), authority, Vec::new());

@@ -1,4 +1,4 @@
-//! A flow's meters: no byte moves that its user's account has not granted.
+//! A flow's meters: no byte moves that the accounts it is spent from have not granted.
 
 use std::{
     io,
@@ -12,20 +12,20 @@ use std::{
 };
 
 use shared::{
-    community::quota::{Grant, Refused, Way},
+    community::quota::{Refused, Way},
     link::{pipe::Meter, stream::FlowWatch},
 };
 use tokio::time::Sleep;
 
-use super::UserAccount;
+use super::spending::{Granted, Spending};
 
 /// One direction of a TCP flow. What was granted and did not reach its end is given back when it is dropped.
 pub struct FlowMeter {
-    user: Arc<UserAccount>,
+    spending: Arc<Spending>,
     way: Way,
     watch: FlowWatch,
     /// What of the last grant has not moved yet, and whether its turn has come.
-    grant: Option<(Grant, bool)>,
+    grant: Option<(Granted, bool)>,
     piece_bytes: usize,
     sleep: Pin<Box<Sleep>>,
     ending: Option<Ending>,
@@ -42,15 +42,15 @@ struct Ending {
 }
 
 impl FlowMeter {
-    /// The meters of a flow of `user`, up and down.
-    pub fn pair(user: &Arc<UserAccount>, watch: &FlowWatch) -> (Self, Self) {
+    /// The meters of a flow that is spent from `spending`, up and down.
+    pub fn pair(spending: &Arc<Spending>, watch: &FlowWatch) -> (Self, Self) {
         let ended = Arc::new(AtomicUsize::new(0));
         let meter = |way| Self {
-            user: user.clone(),
+            spending: spending.clone(),
             way,
             watch: watch.clone(),
             grant: None,
-            piece_bytes: user.lock().turn_bytes(way) as usize,
+            piece_bytes: spending.turn_bytes(way) as usize,
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ending: None,
             ended: ended.clone(),
@@ -61,9 +61,8 @@ impl FlowMeter {
     /// Takes a grant if none is left.
     fn take(&mut self, wanted: usize) -> Result<(), Refused> {
         if self.grant.is_none() {
-            let mut account = self.user.lock();
-            let grant = account.take(Instant::now(), self.user.time(), self.way, wanted as u64)?;
-            self.piece_bytes = account.turn_bytes(self.way) as usize;
+            let grant = self.spending.take(self.way, wanted as u64)?;
+            self.piece_bytes = self.spending.turn_bytes(self.way) as usize;
             self.grant = Some((grant, false));
         }
         Ok(())
@@ -76,7 +75,7 @@ impl FlowMeter {
             if *is_due {
                 return Poll::Ready(grant.bytes);
             }
-            match self.user.lock().wait(Instant::now(), self.way, grant.ticket) {
+            match self.spending.wait(self.way, grant) {
                 None => *is_due = true,
                 Some(wait) => {
                     self.sleep.as_mut().reset(tokio::time::Instant::now() + wait.min(LOOKED_AGAIN_AFTER));
@@ -118,7 +117,7 @@ impl Meter for FlowMeter {
     }
 
     fn on_moved(&mut self, bytes: usize) {
-        self.user.on_moved(self.way, bytes);
+        self.spending.on_moved(self.way, bytes);
         if let Some((grant, _)) = &mut self.grant {
             grant.bytes = grant.bytes.saturating_sub(bytes as u64);
             if grant.bytes == 0 {
@@ -141,28 +140,27 @@ impl Drop for FlowMeter {
         // What both ends have brought to its end is delivered without the flow; what an abort leaves never is.
         let is_aborted = self.ended.load(Ordering::Relaxed) < 2;
         let undelivered = if self.way == Way::Down && is_aborted { self.watch.undelivered() } else { 0 };
-        let mut account = self.user.lock();
         if let Some((grant, _)) = self.grant {
-            account.give_back(self.way, grant.bytes, Some(grant));
+            self.spending.give_back(self.way, grant);
         }
         if undelivered > 0 {
-            account.give_back(self.way, undelivered, None);
+            self.spending.give_back_undelivered(self.way, undelivered);
         }
     }
 }
 
 /// One direction of a UDP flow: a datagram at a time.
 pub struct ParcelMeter {
-    user: Arc<UserAccount>,
+    spending: Arc<Spending>,
     way: Way,
     /// The grant of the datagram that waits for its turn.
-    grant: Option<Grant>,
+    grant: Option<Granted>,
 }
 
 impl ParcelMeter {
-    /// The meter of one direction of a flow of `user`.
-    pub fn new(user: Arc<UserAccount>, way: Way) -> Self {
-        Self { user, way, grant: None }
+    /// The meter of one direction of a flow.
+    pub fn new(spending: Arc<Spending>, way: Way) -> Self {
+        Self { spending, way, grant: None }
     }
 
     /// Counts a datagram of so many bytes, which moves once [`ParcelMeter::turn`] has come.
@@ -170,15 +168,14 @@ impl ParcelMeter {
     /// # Errors
     /// If the quota has not so many left, and refuses.
     pub fn take(&mut self, bytes: usize) -> Result<(), Refused> {
-        let mut account = self.user.lock();
-        self.grant = Some(account.take_whole(Instant::now(), self.user.time(), self.way, bytes as u64)?);
+        self.grant = Some(self.spending.take_whole(self.way, bytes as u64)?);
         Ok(())
     }
 
     /// Waits for the turn of the datagram that was counted last. Safe to cancel.
     pub async fn turn(&mut self) {
         while let Some(grant) = self.grant {
-            let wait = self.user.lock().wait(Instant::now(), self.way, grant.ticket);
+            let wait = self.spending.wait(self.way, &grant);
             match wait {
                 None => self.move_it(grant),
                 Some(wait) => tokio::time::sleep(wait.min(LOOKED_AGAIN_AFTER)).await,
@@ -189,15 +186,15 @@ impl ParcelMeter {
     /// Whether the turn of the datagram that was counted last has come.
     pub fn is_due(&mut self) -> bool {
         if let Some(grant) = self.grant
-            && self.user.lock().wait(Instant::now(), self.way, grant.ticket).is_none()
+            && self.spending.wait(self.way, &grant).is_none()
         {
             self.move_it(grant);
         }
         self.grant.is_none()
     }
 
-    fn move_it(&mut self, grant: Grant) {
-        self.user.on_moved(self.way, grant.bytes as usize);
+    fn move_it(&mut self, grant: Granted) {
+        self.spending.on_moved(self.way, grant.bytes as usize);
         self.grant = None;
     }
 }
@@ -205,7 +202,7 @@ impl ParcelMeter {
 impl Drop for ParcelMeter {
     fn drop(&mut self) {
         if let Some(grant) = self.grant {
-            self.user.lock().give_back(self.way, grant.bytes, Some(grant));
+            self.spending.give_back(self.way, grant);
         }
     }
 }

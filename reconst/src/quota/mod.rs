@@ -1,13 +1,14 @@
-//! The quota's keeper: one account for each user who has sessions, for all of them together.
+//! The quota's keeper: one account for each user who has sessions, for all of them together, and one for each LAN of theirs.
 //!
 //! Enters: members whose sessions begin, bytes that their flows move ([`meter`]), the operator's changes. Leaves: refusals, and the counts, kept
 //! in the accounts every [`KEPT_EVERY`] in one transaction. Always holds: bytes are counted before they move. While the store does not answer,
 //! quotas go on from what is known.
 
 pub mod meter;
+mod spending;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -20,12 +21,16 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Identity,
-        quota::{Account, Limits, Refused, UnixSeconds, WallClock, Way},
+        quota::{Account, Limits, Refused, SharedAccount, Sharer, UnixSeconds, WallClock, Way},
     },
+    ids::LanId,
     target::{Refusal, RefusalKind},
+    units::Rate,
 };
 
-use crate::accounts::{Accounts, AccountsError, Count, Member, MemberId};
+use self::spending::LanAccount;
+pub use self::spending::{LanAccountReport, OpenFlow, Spending};
+use crate::accounts::{Accounts, AccountsError, Count, Member, MemberId, lan_accounts::LanCount};
 
 /// The accounts of the users who are here; clones share them.
 #[derive(Clone)]
@@ -36,6 +41,9 @@ pub struct Keeper {
 struct Shared {
     accounts: Accounts,
     users: Mutex<HashMap<MemberId, Arc<UserAccount>>>,
+    lans: Mutex<HashMap<LanId, Arc<LanAccount>>>,
+    /// The server's own line, if its rate is known: shared between all users.
+    line: Option<Arc<Mutex<SharedAccount>>>,
     /// Held while an account is read or let go, so that it is never counted twice.
     loading: tokio::sync::Mutex<()>,
     clock: Mutex<WallClock>,
@@ -60,6 +68,8 @@ pub struct KeeperFigures {
     pub users: usize,
     /// Those of them whose quota is used up.
     pub users_beyond_quota: usize,
+    /// LANs of theirs whose quota is used up.
+    pub lans_beyond_quota: usize,
     /// Payload towards content servers since the start, in bytes.
     pub up_bytes: u64,
     /// From content servers.
@@ -74,11 +84,6 @@ pub struct UserAccount {
     account: Mutex<Account>,
     time: Arc<AtomicI64>,
     totals: Arc<Totals>,
-}
-
-/// A flow that is counted among its user's, until dropped.
-pub struct OpenFlow {
-    user: Arc<UserAccount>,
 }
 
 /// A user's figures.
@@ -101,13 +106,20 @@ pub struct AccountReport {
 }
 
 impl Keeper {
-    /// A keeper without accounts; [`Keeper::run`] has to run.
-    pub fn new(accounts: Accounts) -> Self {
+    /// A keeper without accounts; [`Keeper::run`] has to run. The rates are those of the server's own line, shared between all users; none if
+    /// it is never what is short.
+    pub fn new(accounts: Accounts, rate_up: Option<Rate>, rate_down: Option<Rate>) -> Self {
         let mut clock = WallClock::new(Instant::now(), system_time());
         let time = Arc::new(AtomicI64::new(clock.read(Instant::now(), system_time()).0));
+        let line = (rate_up.is_some() || rate_down.is_some()).then(|| {
+            let (now, limits) = (UnixSeconds(time.load(Ordering::Relaxed)), Limits { rate_up, rate_down, ..Limits::default() });
+            Arc::new(Mutex::new(SharedAccount::new(Instant::now(), now, limits, now, BTreeMap::new())))
+        });
         let shared = Shared {
             accounts,
             users: Mutex::default(),
+            lans: Mutex::default(),
+            line,
             loading: tokio::sync::Mutex::default(),
             clock: Mutex::new(clock),
             time,
@@ -117,11 +129,31 @@ impl Keeper {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The account from which `member` spends.
+    /// The accounts from which `member` spends.
     ///
     /// # Errors
-    /// If it is not known yet and the store does not answer.
-    pub async fn account(&self, member: &Member) -> Result<Arc<UserAccount>, AccountsError> {
+    /// If one is not known yet and the store does not answer.
+    pub async fn spending(&self, member: &Member) -> Result<Arc<Spending>, AccountsError> {
+        let (user, lan) = (self.account(member).await?, self.lan_account(member.identity.lan).await?);
+        Ok(Arc::new(Spending { user, lan, line: self.shared.line.clone(), sharer: Sharer(member.account.0) }))
+    }
+
+    async fn lan_account(&self, lan: LanId) -> Result<Arc<LanAccount>, AccountsError> {
+        let shared = &self.shared;
+        let known = || shared.lock_lans().get(&lan).cloned();
+        if let Some(account) = known() {
+            return Ok(account);
+        }
+        let _loading = shared.loading.lock().await;
+        if let Some(account) = known() {
+            return Ok(account);
+        }
+        let account = Arc::new(LanAccount::new(shared.accounts.lan_account(lan).await?, shared.time.clone()));
+        shared.lock_lans().insert(lan, account.clone());
+        Ok(account)
+    }
+
+    async fn account(&self, member: &Member) -> Result<Arc<UserAccount>, AccountsError> {
         let shared = &self.shared;
         let known = || shared.lock().get(&member.account).cloned();
         if let Some(user) = known() {
@@ -176,8 +208,27 @@ impl Keeper {
             self.note_whether_kept(kept);
         }
         drop(users);
+        self.keep_lans().await;
         let _loading = shared.loading.lock().await;
+        shared.lock_lans().retain(|_, lan| Arc::strong_count(lan) > 1 || lan.has_changes());
         shared.lock().retain(|_, user| Arc::strong_count(user) > 1 || user.lock().has_changes());
+    }
+
+    async fn keep_lans(&self) {
+        let lans: Vec<Arc<LanAccount>> = self.shared.lock_lans().values().cloned().collect();
+        let changes: Vec<_> = lans.iter().flat_map(|lan| lan.poll_changes().into_iter().map(move |change| (lan, change))).collect();
+        if changes.is_empty() {
+            return;
+        }
+        let counts: Vec<LanCount> = changes.iter().map(|(_, (count, _))| *count).collect();
+        let kept = self.shared.accounts.add_lan_used(&counts).await;
+        for (lan, (count, used)) in &changes {
+            match &kept {
+                Ok(()) => lan.on_kept(count.period, *used),
+                Err(_) => lan.on_not_kept(count.period),
+            }
+        }
+        self.note_whether_kept(kept);
     }
 
     /// The time of day that quotas go by.
@@ -197,6 +248,7 @@ impl Keeper {
         KeeperFigures {
             users: users.len(),
             users_beyond_quota: users.iter().filter(|user| user.lock().is_exhausted()).count(),
+            lans_beyond_quota: self.lans().iter().filter(|lan| lan.is_exhausted()).count(),
             up_bytes: totals.up_bytes.load(Ordering::Relaxed),
             down_bytes: totals.down_bytes.load(Ordering::Relaxed),
             refused_flows: totals.refused_flows.load(Ordering::Relaxed),
@@ -211,6 +263,17 @@ impl Keeper {
         reports
     }
 
+    /// The figures of each LAN whose users are here.
+    pub fn lan_report(&self) -> Vec<LanAccountReport> {
+        let mut reports: Vec<_> = self.lans().iter().map(|lan| lan.report()).collect();
+        reports.sort_by(|a, b| a.lan.cmp(&b.lan));
+        reports
+    }
+
+    fn lans(&self) -> Vec<Arc<LanAccount>> {
+        self.shared.lock_lans().values().cloned().collect()
+    }
+
     async fn tick(&self) {
         let shared = &self.shared;
         let time = shared.clock.lock().expect("nothing panics under the lock").read(Instant::now(), system_time());
@@ -221,6 +284,7 @@ impl Keeper {
                 tracing::warn!(user = %user.identity, "80 % of the quota are used");
             }
         }
+        self.lans().iter().for_each(|lan| lan.warn_in_time());
         self.keep().await;
     }
 
@@ -230,6 +294,7 @@ impl Keeper {
         if users.is_empty() {
             return;
         }
+        self.follow_lan_limits().await;
         let ids: Vec<MemberId> = users.iter().map(|(id, _)| *id).collect();
         let limits_by_user = match shared.accounts.limits_of(&ids).await {
             Ok(limits) => limits,
@@ -241,6 +306,13 @@ impl Keeper {
         for (id, user) in users {
             let limits = limits_by_user.get(&id).cloned().unwrap_or_default();
             user.set_limits(limits);
+        }
+    }
+
+    async fn follow_lan_limits(&self) {
+        match self.shared.accounts.all_lan_limits().await {
+            Ok(limits) => self.lans().iter().for_each(|lan| lan.set_limits(limits.get(&lan.key).cloned().unwrap_or_default())),
+            Err(error) => tracing::warn!(%error, "LANs' limits can't be read: going on with those that are known"),
         }
     }
 
@@ -263,25 +335,16 @@ impl Shared {
         self.users.lock().expect("nothing panics under the lock")
     }
 
+    fn lock_lans(&self) -> MutexGuard<'_, HashMap<LanId, Arc<LanAccount>>> {
+        self.lans.lock().expect("nothing panics under the lock")
+    }
+
     fn time(&self) -> UnixSeconds {
         UnixSeconds(self.time.load(Ordering::Relaxed))
     }
 }
 
 impl UserAccount {
-    /// Counts a flow in, until it is dropped.
-    ///
-    /// # Errors
-    /// The refusal that the application gets, if the quota is used up or too many flows are open.
-    pub fn open_flow(self: &Arc<Self>) -> Result<OpenFlow, Refusal> {
-        let opened = self.lock().open_flow(self.time());
-        opened.map_err(|refused| {
-            self.totals.refused_flows.fetch_add(1, Ordering::Relaxed);
-            refusal(&refused)
-        })?;
-        Ok(OpenFlow { user: self.clone() })
-    }
-
     /// Notes bytes that have moved.
     fn on_moved(&self, way: Way, bytes: usize) {
         let total = match way {
@@ -322,12 +385,6 @@ impl UserAccount {
     }
 }
 
-impl Drop for OpenFlow {
-    fn drop(&mut self) {
-        self.user.lock().close_flow();
-    }
-}
-
 impl fmt::Debug for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keeper").finish_non_exhaustive()
@@ -361,7 +418,7 @@ mod tests {
     async fn a_quota_holds_while_the_store_does_not_answer() {
         let (registrar, _scratch) = testing::registrar().await;
         let member = user_with_quota(&registrar, 1000).await;
-        let keeper = Keeper::new(registrar.accounts().clone());
+        let keeper = Keeper::new(registrar.accounts().clone(), None, None);
         let account = keeper.account(&member).await.expect("an account");
         assert_eq!(take(&account, 600), Some(600));
         registrar.accounts().close().await;
@@ -375,21 +432,48 @@ mod tests {
     async fn what_was_kept_outlives_the_keeper() {
         let (registrar, _scratch) = testing::registrar().await;
         let member = user_with_quota(&registrar, 1000).await;
-        let keeper = Keeper::new(registrar.accounts().clone());
+        let keeper = Keeper::new(registrar.accounts().clone(), None, None);
         let account = keeper.account(&member).await.expect("an account");
         take(&account, 600);
         keeper.keep().await;
         take(&account, 100);
         keeper.keep().await;
-        let account = Keeper::new(registrar.accounts().clone()).account(&member).await.expect("an account");
+        let account = Keeper::new(registrar.accounts().clone(), None, None).account(&member).await.expect("an account");
         assert_eq!((take(&account, 600), take(&account, 600)), (Some(300), None));
+    }
+
+    #[tokio::test]
+    async fn what_a_lan_may_spend_counts_for_all_its_users() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let limits = Limits { quota: Some(Quota::of(Size { bytes: 1000 })), max_flows: Some(2), ..Limits::default() };
+        registrar.accounts().set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+        let (ann, bob) = (user_with_quota(&registrar, 5000).await, user(&registrar, "bob", &Limits::default()).await);
+        let keeper = Keeper::new(registrar.accounts().clone(), None, None);
+        let (ann, bob) = (keeper.spending(&ann).await.expect("an account"), keeper.spending(&bob).await.expect("an account"));
+        let moved = |spending: &Arc<Spending>, bytes| spending.take(Way::Down, bytes).ok().map(|granted| granted.bytes);
+        assert_eq!((moved(&ann, 700), moved(&bob, 700), moved(&ann, 1)), (Some(700), Some(300), None));
+        let refused = bob.open_flow().err().expect("used up").to_string();
+        assert!(refused.contains("your LAN may use"), "{refused}");
+        assert_eq!(ann.user.lock().used().down, 700, "what the LAN refuses is not the user's");
+        keeper.keep().await;
+        let report = registrar.accounts().lan_report(&name("elm"), keeper.time()).await.expect("a LAN");
+        assert_eq!((report.down_bytes, report.used_percent), (1000, Some(100)));
+
+        let again = Keeper::new(registrar.accounts().clone(), None, None);
+        let limits = Limits { quota: Some(Quota::of(Size { bytes: 1600 })), ..limits };
+        registrar.accounts().set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+        let ann = again.spending(&user(&registrar, "cid", &Limits::default()).await).await.expect("an account");
+        let _flows = (ann.open_flow().expect("the first"), ann.open_flow().expect("the second"));
+        assert!(ann.open_flow().err().expect("too many").to_string().contains("as many as your LAN may have"));
+        assert_eq!(ann.user.lock().flows(), 2, "what the LAN refuses is not the user's");
+        assert_eq!(moved(&ann, 2000), Some(600), "what was kept outlives the keeper");
     }
 
     #[tokio::test]
     async fn an_account_is_one_as_long_as_anybody_spends_from_it() {
         let (registrar, _scratch) = testing::registrar().await;
         let member = user_with_quota(&registrar, 1000).await;
-        let keeper = Keeper::new(registrar.accounts().clone());
+        let keeper = Keeper::new(registrar.accounts().clone(), None, None);
         let account = keeper.account(&member).await.expect("an account");
         keeper.keep().await;
         assert!(Arc::ptr_eq(&account, &keeper.account(&member).await.expect("an account")));
@@ -417,8 +501,11 @@ mod tests {
     }
 
     async fn user_with_quota(registrar: &Registrar, bytes: u64) -> Member {
-        let limits = Limits { quota: Some(Quota::of(Size { bytes })), ..Limits::default() };
-        let profile = registrar.add_user(&name("elm"), &name("ann"), &limits).await.expect("a user");
+        user(registrar, "ann", &Limits { quota: Some(Quota::of(Size { bytes })), ..Limits::default() }).await
+    }
+
+    async fn user(registrar: &Registrar, user: &str, limits: &Limits) -> Member {
+        let profile = registrar.add_user(&name("elm"), &name(user), limits).await.expect("a user");
         let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
         registrar.accounts().authorise(&certificate, Role::User).await.expect("a member")
     }

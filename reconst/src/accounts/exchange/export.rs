@@ -5,7 +5,14 @@ use std::collections::BTreeMap;
 use sqlx::{Any, Transaction};
 
 use super::{CertificateEntry, Der, Document, LanEntry, RelayEntry, UserEntry, UserOfLan, VERSION};
-use crate::accounts::{Accounts, AccountsError, Limits, number, parsed, registry::now, schema::Backend, usage};
+use crate::accounts::{
+    Accounts, AccountsError, Limits, MemberId,
+    lan_accounts::{LanKey, all_lan_limits},
+    number, parsed,
+    registry::now,
+    schema::Backend,
+    usage,
+};
 
 impl Accounts {
     /// All LANs and members, as they are at one moment, with the certificates that make them members.
@@ -30,11 +37,14 @@ type MemberRow = (i64, String, String, String, i64, Option<String>, Option<Strin
 type CertificateRow = (i64, Vec<u8>, i64, i64);
 
 async fn read(transaction: &mut Transaction<'static, Any>) -> Result<Document, AccountsError> {
-    let lans: Vec<(String, i64, i64)> = sqlx::query_as("SELECT name, lan_id, data_port FROM lans WHERE removed_at IS NULL ORDER BY lan_id")
-        .fetch_all(&mut **transaction)
-        .await?;
-    let lan = |(name, id, port): (String, i64, i64)| {
-        Ok::<_, AccountsError>(LanEntry { name: parsed(&name)?, number: number(id)?, data_port: number(port)? })
+    let lan_limits = all_lan_limits(&mut **transaction).await?;
+    let lans: Vec<(i64, String, i64, i64)> =
+        sqlx::query_as("SELECT lan_key, name, lan_id, data_port FROM lans WHERE removed_at IS NULL ORDER BY lan_id")
+            .fetch_all(&mut **transaction)
+            .await?;
+    let lan = |(key, name, id, port): (i64, String, i64, i64)| {
+        let limits = lan_limits.get(&LanKey(key)).map(Into::into).unwrap_or_default();
+        Ok::<_, AccountsError>(LanEntry { name: parsed(&name)?, number: number(id)?, data_port: number(port)?, limits })
     };
     let lan = lans.into_iter().map(lan).collect::<Result<_, _>>()?;
 
@@ -73,7 +83,7 @@ async fn read(transaction: &mut Transaction<'static, Any>) -> Result<Document, A
             _ => None,
         };
         let no_limits = Limits::default();
-        let limits = limits_by_member.get(&crate::accounts::MemberId(id)).filter(|_| account.is_none()).unwrap_or(&no_limits);
+        let limits = limits_by_member.get(&MemberId(id)).filter(|_| account.is_none()).unwrap_or(&no_limits);
         user.push(UserEntry { name, lan, added_at, account, limits: limits.into(), certificates });
     }
     Ok(Document { version: VERSION, lan, user, relay })

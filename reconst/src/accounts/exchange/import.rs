@@ -12,7 +12,9 @@ use thiserror::Error;
 
 use super::{CertificateEntry, Der, Document, LanEntry, UserOfLan};
 use crate::accounts::{
-    Accounts, AccountsError, Limits, MemberId, number, parsed,
+    Accounts, AccountsError, Limits, MemberId,
+    lan_accounts::{LanKey, all_lan_limits, put_lan_limits},
+    number, parsed,
     registry::{at, insert_limits, now},
     usage,
     written::WrittenError,
@@ -75,6 +77,7 @@ impl Accounts {
         let transaction = self.write().await?;
         let mut import = Import { accounts: self, transaction, imported: Imported::default() };
         let lan_by_name = import.lans(&document.lan, login_port).await?;
+        import.lan_limits(&document.lan, &lan_by_name).await?;
         let mut members = Members::read(&mut import.transaction, lan_by_name).await?;
         import.users(document, &mut members).await?;
         import.relays(document, &mut members).await?;
@@ -178,7 +181,7 @@ impl Import<'_> {
             lans.insert(name.clone(), (key, LanId(number(id)?)));
             known.insert(name, (id, port));
         }
-        for LanEntry { name, number: lan_id, data_port } in entries {
+        for LanEntry { name, number: lan_id, data_port, .. } in entries {
             let wanted = (i64::from(*lan_id), i64::from(*data_port));
             if wanted.0 == 0 || wanted.1 == 0 {
                 return Err(ImportError::Document(format!("LAN {name}: numbers and ports begin at 1")));
@@ -217,6 +220,20 @@ impl Import<'_> {
             }
         }
         Ok(lans)
+    }
+
+    async fn lan_limits(&mut self, entries: &[LanEntry], lan_by_name: &BTreeMap<Name, (i64, LanId)>) -> Result<(), ImportError> {
+        let limits_by_lan = all_lan_limits(&mut *self.transaction).await?;
+        for LanEntry { name, limits, .. } in entries {
+            let limits = limits.clone().parse();
+            let limits = limits.map_err(|WrittenError(reason)| ImportError::Document(format!("LAN {name}: {reason}")))?;
+            let key = LanKey(lan_by_name[name].0);
+            if limits_by_lan.get(&key).cloned().unwrap_or_default() != limits {
+                put_lan_limits(&mut self.transaction, key, &limits).await?;
+                self.note("lan.set", name.as_str(), &limits.to_string()).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn users(&mut self, document: &Document, members: &mut Members) -> Result<(), ImportError> {

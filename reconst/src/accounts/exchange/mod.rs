@@ -40,6 +40,9 @@ struct LanEntry {
     name: Name,
     number: u16,
     data_port: u16,
+    /// What all its users may spend together.
+    #[serde(default, skip_serializing_if = "is_none")]
+    limits: WrittenLimits,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -52,7 +55,7 @@ struct UserEntry {
     /// The user of another LAN whose account this one spends from.
     account: Option<UserOfLan>,
     /// What may be spent from the user's own account.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_none")]
     limits: WrittenLimits,
     #[serde(default, rename = "certificate")]
     certificates: Vec<CertificateEntry>,
@@ -147,6 +150,10 @@ impl From<Der> for String {
     fn from(Der(bytes): Der) -> Self {
         STANDARD.encode(bytes)
     }
+}
+
+fn is_none(limits: &WrittenLimits) -> bool {
+    *limits == WrittenLimits::default()
 }
 
 /// The only version so far.

@@ -42,8 +42,9 @@ async fn importing_twice_changes_nothing_and_a_trial_nothing_at_all() {
     let document = accounts.export().await.expect("a document");
     assert_eq!(registrar.import(&document, false).await.expect("it goes together"), Imported::default());
     let changed = document.to_toml().replace("max_flows = 7", "max_flows = 8").replace("data_port = 10016", "data_port = 20016");
+    let changed = changed.replace("rate_up_bits_per_second = 9000000", "rate_up_bits_per_second = 8000000");
     let changed: Document = changed.parse().expect("TOML");
-    let expected = ["lan.move oak", "user.set ann@elm"];
+    let expected = ["lan.move oak", "lan.set oak", "user.set ann@elm"];
     let actions = |imported: Imported| imported.changes.iter().map(|c| format!("{} {}", c.action, c.subject)).collect::<Vec<_>>();
     assert_eq!(actions(registrar.import(&changed, true).await.expect("a trial")), expected);
     assert_eq!(accounts.export().await.expect("a document"), document);
@@ -99,6 +100,8 @@ async fn filled() -> (Registrar, tempfile::TempDir) {
     let (registrar, scratch) = testing::registrar().await;
     let (elm, oak, ann) = (name("elm"), name("oak"), name("ann"));
     registrar.add_lan(&oak, Some(shared::ids::LanId(16)), None).await.expect("a LAN");
+    let lan_limits = Limits { rate_up: Some(Rate { bits_per_second: 9_000_000 }), ..Limits::default() };
+    registrar.accounts().set_lan_limits(&oak, &lan_limits).await.expect("a LAN");
     registrar.add_user(&elm, &ann, &limits()).await.expect("a user");
     registrar.add_user(&oak, &ann, &Limits::default()).await.expect("a user");
     registrar.accounts().share_account(&oak, &ann, (&elm, &ann)).await.expect("two users");

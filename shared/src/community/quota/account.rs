@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use crate::units::{Rate, Size};
 /// A user's account, for all sessions and flows of the user together.
 #[derive(Debug)]
 pub struct Account {
+    whose: Whose,
     limits: Limits,
     /// When the user was added: where periods of days are counted from.
     since: UnixSeconds,
@@ -55,8 +57,10 @@ pub struct Grant {
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum Refused {
     /// The quota is used up.
-    #[error("the {size} that you may use{which} are used up; the count begins anew on {resets}")]
+    #[error("the {size} that {whose} may use{which} are used up; the count begins anew on {resets}")]
     UsedUp {
+        /// Whose quota.
+        whose: Whose,
         /// The quota.
         size: Size,
         /// Which bytes it counts, for people.
@@ -65,16 +69,50 @@ pub enum Refused {
         resets: String,
     },
     /// As many flows are open as may be.
-    #[error("{0} connections are open at once, which is as many as you may have")]
-    TooManyFlows(u32),
+    #[error("{most} connections are open at once, which is as many as {whose} may have")]
+    TooManyFlows {
+        /// Whose flows.
+        whose: Whose,
+        /// How many.
+        most: u32,
+    },
+}
+
+/// Who spends from an account, as its user calls it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whose {
+    /// The user alone.
+    User,
+    /// All users of the LAN.
+    Lan,
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::User => "you",
+            Self::Lan => "your LAN",
+        })
+    }
 }
 
 impl Account {
-    /// An account of which `used_by_period` is known from before.
+    /// A user's account of which `used_by_period` is known from before.
     pub fn new(now: Instant, time: UnixSeconds, limits: Limits, since: UnixSeconds, used_by_period: BTreeMap<UnixSeconds, Used>) -> Self {
+        Self::of(Whose::User, now, time, limits, since, used_by_period)
+    }
+
+    pub(super) fn of(
+        whose: Whose,
+        now: Instant,
+        time: UnixSeconds,
+        limits: Limits,
+        since: UnixSeconds,
+        used_by_period: BTreeMap<UnixSeconds, Used>,
+    ) -> Self {
         let (up, down) = (Shaper::new(now, limits.rate_up), Shaper::new(now, limits.rate_down));
         let span = span(&limits, since, time);
-        let mut account = Self { limits, since, span, used_by_period, changed: Vec::new(), is_warned: false, flows: 0, up, down };
+        let mut account = Self { whose, limits, since, span, used_by_period, changed: Vec::new(), is_warned: false, flows: 0, up, down };
         account.is_warned = account.is_beyond_warning();
         account
     }
@@ -126,7 +164,7 @@ impl Account {
         if let Some(most) = self.limits.max_flows
             && self.flows >= most
         {
-            return Err(Refused::TooManyFlows(most));
+            return Err(Refused::TooManyFlows { whose: self.whose, most });
         }
         self.flows += 1;
         Ok(())
@@ -232,13 +270,17 @@ impl Account {
         }
     }
 
-    fn set_rates(&mut self, now: Instant) {
+    /// The rate of a direction now: beyond a quota that throttles, the least of the two.
+    pub(super) fn rate(&self, way: Way) -> Option<Rate> {
         let throttle = self.exhausted().and_then(|quota| match quota.at_limit {
             AtLimit::Throttle(rate) => Some(rate),
             AtLimit::Refuse => None,
         });
-        let least = |rate: Option<Rate>| throttle.into_iter().chain(rate).min();
-        let (up, down) = (least(self.limits.rate_up), least(self.limits.rate_down));
+        throttle.into_iter().chain(self.limits.rate(way)).min()
+    }
+
+    fn set_rates(&mut self, now: Instant) {
+        let (up, down) = (self.rate(Way::Up), self.rate(Way::Down));
         self.up.set_rate(now, up);
         self.down.set_rate(now, down);
     }
@@ -279,7 +321,7 @@ impl Account {
             super::Counts::Down => " for downloads",
             super::Counts::Both => "",
         };
-        Refused::UsedUp { size: quota.size, which, resets: quota.period.zone.text(self.span.end) }
+        Refused::UsedUp { whose: self.whose, size: quota.size, which, resets: quota.period.zone.text(self.span.end) }
     }
 }
 
@@ -386,7 +428,7 @@ mod tests {
         let mut account = Bench::new(Limits { max_flows: Some(2), ..Limits::default() }).account;
         account.open_flow(NOW).expect("the first");
         account.open_flow(NOW).expect("the second");
-        assert_eq!(account.open_flow(NOW), Err(Refused::TooManyFlows(2)));
+        assert_eq!(account.open_flow(NOW), Err(Refused::TooManyFlows { whose: Whose::User, most: 2 }));
         account.close_flow();
         account.open_flow(NOW).expect("one was closed");
     }

@@ -1,4 +1,4 @@
-//! Quotas: what a user may spend, and has.
+//! Quotas: what a user may spend, and has; and what users may spend together.
 //!
 //! Enters: the operator's [`Limits`], the time ([`WallClock`]), requests to move bytes. Leaves: grants, waits, refusals ([`Account`]). Always
 //! holds: bytes are granted before they move, so that no quota is overspent, however many flows ask at once. Keeping what was spent is left to
@@ -9,11 +9,15 @@ mod clock;
 mod limits;
 mod period;
 mod shaper;
+mod shared;
+mod shares;
 
 pub use self::{
-    account::{Account, Grant, Refused, Used},
+    account::{Account, Grant, Refused, Used, Whose},
     clock::WallClock,
     limits::{AtLimit, Counts, CountsError, Limits, Quota, Way},
     period::{Length, Period, PeriodError, UnixSeconds, Zone},
     shaper::Ticket,
+    shared::{SharedAccount, SharedGrant},
+    shares::Sharer,
 };

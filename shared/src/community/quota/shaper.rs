@@ -56,8 +56,7 @@ impl Shaper {
 
     /// The most that one ticket should be for, so that turns come often enough: a few milliseconds' worth.
     pub(super) fn turn_bytes(&self) -> u64 {
-        let Some(rate) = self.rate else { return TURN_BYTES.1 };
-        (rate.bits_per_second / 8 / 1000).saturating_mul(TURN.as_millis() as u64).clamp(TURN_BYTES.0, TURN_BYTES.1)
+        turn_bytes(self.rate)
     }
 
     /// Whatever was not used within [`BURST`] is forgone.
@@ -76,12 +75,18 @@ impl Shaper {
 }
 
 /// Bits, in billionths: what a rate in bits per second gives in a nanosecond is a whole number of them.
-fn nanobits(bytes: u64) -> u128 {
+pub(super) fn nanobits(bytes: u64) -> u128 {
     u128::from(bytes) * 8 * 1_000_000_000
 }
 
+/// The most that one ticket should be for at this rate.
+pub(super) fn turn_bytes(rate: Option<Rate>) -> u64 {
+    let Some(rate) = rate else { return TURN_BYTES.1 };
+    (rate.bits_per_second / 8 / 1000).saturating_mul(TURN.as_millis() as u64).clamp(TURN_BYTES.0, TURN_BYTES.1)
+}
+
 /// What may pass at once after a pause. Less loses rate whenever a timer or a thread is late, more is a queue on the user's line.
-const BURST: Duration = Duration::from_millis(20);
+pub(super) const BURST: Duration = Duration::from_millis(20);
 
 /// How often each of a few flows gets its turn.
 const TURN: Duration = Duration::from_millis(4);

@@ -1,0 +1,252 @@
+//! What a flow is spent from: its user's account, its LAN's, and the server's own line.
+//!
+//! Always holds: a byte is granted by all of them or by none.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use shared::{
+    community::{
+        member::Name,
+        quota::{Grant, Limits, Refused, SharedAccount, SharedGrant, Sharer, UnixSeconds, Used, Way},
+    },
+    target::Refusal,
+};
+
+use super::{UserAccount, refusal};
+use crate::accounts::lan_accounts::{LanAccountRow, LanCount, LanKey};
+
+/// The accounts that a user's flows in one LAN are spent from.
+pub struct Spending {
+    pub(super) user: Arc<UserAccount>,
+    pub(super) lan: Arc<LanAccount>,
+    /// The server's own line, if it has a rate.
+    pub(super) line: Option<Arc<Mutex<SharedAccount>>>,
+    /// Which share of those two is the user's.
+    pub(super) sharer: Sharer,
+}
+
+/// What all users of a LAN spend from.
+pub(super) struct LanAccount {
+    pub(super) key: LanKey,
+    name: Name,
+    account: Mutex<SharedAccount>,
+    /// What the store has of it.
+    kept: Mutex<BTreeMap<UnixSeconds, Used>>,
+    time: Arc<AtomicI64>,
+}
+
+/// Leave of all accounts to move bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Granted {
+    /// How many.
+    pub(super) bytes: u64,
+    user: Grant,
+    lan: SharedGrant,
+    line: Option<SharedGrant>,
+}
+
+/// A flow that is counted among its user's and its LAN's, until dropped.
+pub struct OpenFlow {
+    spending: Arc<Spending>,
+}
+
+/// A LAN's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct LanAccountReport {
+    /// The LAN's name.
+    pub lan: String,
+    /// Flows open now.
+    pub flows: u32,
+    /// Bytes that its users' applications sent in this period.
+    pub up_bytes: u64,
+    /// Bytes that they got.
+    pub down_bytes: u64,
+    /// Bytes that they may move together, if there is a limit.
+    pub quota_bytes: Option<u64>,
+    /// When the count begins anew, seconds since 1970.
+    pub resets_at: i64,
+}
+
+impl Spending {
+    /// Counts a flow in, until it is dropped.
+    ///
+    /// # Errors
+    /// The refusal that the application gets, if a quota is used up or too many flows are open.
+    pub fn open_flow(self: &Arc<Self>) -> Result<OpenFlow, Refusal> {
+        self.count_flow().map_err(|refused| {
+            self.user.totals.refused_flows.fetch_add(1, Ordering::Relaxed);
+            refusal(&refused)
+        })?;
+        Ok(OpenFlow { spending: self.clone() })
+    }
+
+    fn count_flow(&self) -> Result<(), Refused> {
+        let time = self.user.time();
+        self.user.lock().open_flow(time)?;
+        let opened = self.lan.lock().account_mut().open_flow(time);
+        opened.inspect_err(|_| self.user.lock().close_flow())
+    }
+
+    /// Leave to move up to `bytes`, at least 1.
+    pub(super) fn take(&self, way: Way, bytes: u64) -> Result<Granted, Refused> {
+        let (now, time) = (Instant::now(), self.user.time());
+        let bytes = bytes.min(self.turn_bytes(way));
+        let user = self.user.lock().take(now, time, way, bytes)?;
+        let lan = self.lan.lock().take(now, time, way, self.sharer, user.bytes);
+        let lan = lan.inspect_err(|_| self.user.lock().give_back(way, user.bytes, Some(user)))?;
+        if lan.bytes() < user.bytes {
+            self.user.lock().give_back(way, user.bytes - lan.bytes(), Some(user));
+        }
+        Ok(self.granted(now, way, user, lan))
+    }
+
+    /// Leave to move exactly `bytes`, in one piece.
+    pub(super) fn take_whole(&self, way: Way, bytes: u64) -> Result<Granted, Refused> {
+        let (now, time) = (Instant::now(), self.user.time());
+        let user = self.user.lock().take_whole(now, time, way, bytes)?;
+        let lan = self.lan.lock().take_whole(now, time, way, self.sharer, bytes);
+        let lan = lan.inspect_err(|_| self.user.lock().give_back(way, bytes, Some(user)))?;
+        Ok(self.granted(now, way, user, lan))
+    }
+
+    /// How long until it is worth to look whether the turn has come; `None` once it has.
+    pub(super) fn wait(&self, way: Way, granted: &Granted) -> Option<Duration> {
+        let now = Instant::now();
+        let user = self.user.lock().wait(now, way, granted.user.ticket);
+        let lan = self.lan.lock().wait(now, way, &granted.lan);
+        let line = self.line().zip(granted.line.as_ref()).and_then(|(mut line, grant)| line.wait(now, way, grant));
+        user.into_iter().chain(lan).chain(line).max()
+    }
+
+    /// Takes back what of a grant has not moved.
+    pub(super) fn give_back(&self, way: Way, granted: Granted) {
+        self.user.lock().give_back(way, granted.bytes, Some(granted.user));
+        self.lan.lock().give_back(way, granted.bytes, Some(granted.lan));
+        if let (Some(mut line), Some(grant)) = (self.line(), granted.line) {
+            line.give_back(way, granted.bytes, Some(grant));
+        }
+    }
+
+    /// Takes back bytes that have moved and will not reach their end.
+    pub(super) fn give_back_undelivered(&self, way: Way, bytes: u64) {
+        self.user.lock().give_back(way, bytes, None);
+        self.lan.lock().give_back(way, bytes, None);
+    }
+
+    /// The most that is moved in one turn: who reads more than that has to keep it.
+    pub(super) fn turn_bytes(&self, way: Way) -> u64 {
+        let of_line = self.line().map_or(u64::MAX, |mut line| line.turn_bytes(way));
+        self.user.lock().turn_bytes(way).min(self.lan.lock().turn_bytes(way)).min(of_line)
+    }
+
+    /// Notes bytes that have moved.
+    pub(super) fn on_moved(&self, way: Way, bytes: usize) {
+        self.user.on_moved(way, bytes);
+    }
+
+    fn granted(&self, now: Instant, way: Way, user: Grant, lan: SharedGrant) -> Granted {
+        let (bytes, time) = (lan.bytes(), self.user.time());
+        let line = self.line().and_then(|mut line| line.take_whole(now, time, way, self.sharer, bytes).ok());
+        Granted { bytes, user, lan, line }
+    }
+
+    fn line(&self) -> Option<MutexGuard<'_, SharedAccount>> {
+        self.line.as_ref().map(|line| line.lock().expect("nothing panics under the lock"))
+    }
+}
+
+impl Drop for OpenFlow {
+    fn drop(&mut self) {
+        self.spending.user.lock().close_flow();
+        self.spending.lan.lock().account_mut().close_flow();
+    }
+}
+
+impl LanAccount {
+    pub(super) fn new(row: LanAccountRow, time: Arc<AtomicI64>) -> Self {
+        let LanAccountRow { key, name, since, limits, used } = row;
+        let now = UnixSeconds(time.load(Ordering::Relaxed));
+        let account = SharedAccount::new(Instant::now(), now, limits, since, used.clone());
+        Self { key, name, account: Mutex::new(account), kept: Mutex::new(used), time }
+    }
+
+    pub(super) fn set_limits(&self, limits: Limits) {
+        let mut account = self.lock();
+        if *account.account().limits() != limits {
+            tracing::info!(lan = %self.name, "limits changed");
+            account.set_limits(Instant::now(), UnixSeconds(self.time.load(Ordering::Relaxed)), limits);
+        }
+    }
+
+    /// What is to be added to the store's counts, and the counts that it has then.
+    pub(super) fn poll_changes(&self) -> Vec<(LanCount, Used)> {
+        let changes = self.lock().account_mut().poll_changes();
+        let kept = self.kept();
+        let count = |(period, used): (UnixSeconds, Used)| {
+            let before = kept.get(&period).copied().unwrap_or_default();
+            let (up, down) = (used.up.cast_signed() - before.up.cast_signed(), used.down.cast_signed() - before.down.cast_signed());
+            (LanCount { key: self.key, period, up, down }, used)
+        };
+        changes.into_iter().map(count).collect()
+    }
+
+    pub(super) fn on_kept(&self, period: UnixSeconds, used: Used) {
+        let mut kept = self.kept();
+        kept.insert(period, used);
+        while kept.len() > KEPT_PERIODS_MAX {
+            kept.pop_first();
+        }
+    }
+
+    pub(super) fn on_not_kept(&self, period: UnixSeconds) {
+        self.lock().account_mut().on_not_kept([period]);
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        self.lock().account().has_changes()
+    }
+
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.lock().account().is_exhausted()
+    }
+
+    /// Tells the log once a period that the quota is used up nearly.
+    pub(super) fn warn_in_time(&self) {
+        if self.lock().account_mut().poll_warning() {
+            tracing::warn!(lan = %self.name, "80 % of the LAN's quota are used");
+        }
+    }
+
+    pub(super) fn report(&self) -> LanAccountReport {
+        let account = self.lock();
+        let account = account.account();
+        let used = account.used();
+        LanAccountReport {
+            lan: self.name.to_string(),
+            flows: account.flows(),
+            up_bytes: used.up,
+            down_bytes: used.down,
+            quota_bytes: account.limits().quota.as_ref().map(|quota| quota.size.bytes),
+            resets_at: account.span().end.0,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SharedAccount> {
+        self.account.lock().expect("nothing panics under the lock")
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<UnixSeconds, Used>> {
+        self.kept.lock().expect("nothing panics under the lock")
+    }
+}
+
+/// As many as an account goes by.
+const KEPT_PERIODS_MAX: usize = 8;
