@@ -103,6 +103,36 @@ async fn users_of_two_lans_who_are_one_person_share_an_account() {
 }
 
 #[tokio::test]
+async fn what_a_lan_may_spend_is_used_up_by_all_its_users() {
+    let neighbourhood = neighbourhood().await;
+    let registrar = neighbourhood.registrar();
+    let other = registrar.add_user(&name("elm"), &name("user2"), &Limits::default()).await.expect("a user");
+    let other = neighbourhood.add_proxy(&other, &[0]).await.expect("another user");
+    within(other.wait_for_paths(1)).await.expect("a path");
+    let limits = Limits { rate_down: Some("50M".parse().expect("a rate")), ..quota(QUOTA, Counts::Both) };
+    registrar.accounts().set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+    until("the change holds", || {
+        neighbourhood.reconst().expect("it runs").status()["lan_accounts"][0]["quota_bytes"].as_u64() == Some(QUOTA)
+    })
+    .await;
+    let (client, other_client) = (neighbourhood.client(), neighbourhood.client_of(Via::Socks5(other.address())));
+    let (one, two) = within(async { tokio::join!(client.download(QUOTA, 1), other_client.download(QUOTA, 2)) }).await;
+    assert!(one.is_err() && two.is_err(), "{one:?} {two:?}");
+    let arrived = client.carried() + other_client.carried();
+    assert!((1..=QUOTA).contains(&arrived) && other_client.carried() > 0, "{arrived} of {QUOTA}");
+    let page = within(async {
+        loop {
+            let page = page(&neighbourhood).await;
+            if page.contains("used up") {
+                break page;
+            }
+        }
+    })
+    .await;
+    assert!(page.contains("the 4.0 MB that your LAN may use are used up"), "{page}");
+}
+
+#[tokio::test]
 async fn datagrams_count_both_ways_and_stop_at_the_quota() {
     let neighbourhood = neighbourhood().await;
     let socket = tokio::net::UdpSocket::bind((neighbourhood.content().address().ip(), 0)).await.expect("a port");

@@ -4,7 +4,7 @@ use std::{
     fs::Permissions,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -63,7 +63,7 @@ impl Tributary {
             Process::start("content server", serve.args(["--serve", &content.to_string()]), &directory.path().join("content.log"))?;
         let free = || take_port(&[LOOPBACK]).context("no free UDP port");
         let (login, data) = (free()?, free()?);
-        let state = directory.path().join("reconst");
+        let state: PathBuf = directory.path().join("reconst");
         let registrar = Registrar::init(&state, &[Host::Ip(LOOPBACK)], login).await?;
         let lan = name("elm");
         registrar.add_lan(&lan, Some(LanId(15)), Some(data)).await?;
@@ -83,9 +83,7 @@ impl Tributary {
         for number in 0..size.users {
             this.users.push(registrar.add_user(&lan, &name(&format!("user{number}")), &Limits::default()).await?);
         }
-        let mut reconst = program("reconst");
-        reconst.arg("--state").arg(&state).args(["--bind", &LOOPBACK.to_string(), "--egress-allow", &format!("{CONTENT}/32")]);
-        let reconst = this.launch("reconst", &mut reconst)?;
+        let reconst = this.launch("reconst", &mut reconst(&state))?;
         let mut relays = Vec::new();
         for file in &relay_files {
             let address = SocketAddr::new(LOOPBACK, free()?);
@@ -117,6 +115,22 @@ impl Tributary {
     /// The `reconst` process.
     pub fn reconst(&self) -> &Process {
         self.processes.last().expect("`start` put it there")
+    }
+
+    /// The state directory of `reconst`.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("reconst")
+    }
+
+    /// Ends `reconst` by SIGKILL and starts it again.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn restart_reconst(&mut self) -> anyhow::Result<()> {
+        drop(self.processes.pop());
+        let process = self.launch("reconst", &mut reconst(&self.state()))?;
+        self.processes.push(process);
+        Ok(())
     }
 
     /// Where each proxy's applications find it.
@@ -176,6 +190,12 @@ async fn wait_for_paths(admin: SocketAddr, count: usize) -> anyhow::Result<()> {
         ensure!(Instant::now() < deadline, "of {count} paths there are: {answer}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+fn reconst(state: &Path) -> Command {
+    let mut reconst = program("reconst");
+    reconst.arg("--state").arg(state).args(["--bind", &LOOPBACK.to_string(), "--egress-allow", &format!("{CONTENT}/32")]);
+    reconst
 }
 
 fn program(name: &str) -> Command {

@@ -1,22 +1,22 @@
 //! Measures what quotas hold and cost: overshoot, the member database with many members, a grant. See `--help`.
 
+mod overshoot;
+
 use std::{
     hint::black_box,
+    net::SocketAddr,
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use neighbourhood::{
-    load::{Client, Span, Via},
+    content::ContentServer,
+    load::{Span, Via},
     neighbourhood::{Neighbourhood, Plan},
+    process::end_with_programs,
     scene::Scene,
-    stream::CounterStream,
 };
 use reconst::{
     Database,
@@ -26,17 +26,14 @@ use reconst::{
 use shared::{
     community::{
         member::{Identity, Name, Role},
-        quota::{Account, Counts, UnixSeconds, Used, Way},
+        quota::{Account, UnixSeconds, Used, Way},
     },
     ids::LanId,
     service::Shutdown,
     target::Host,
     units::Size,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 
 /// Measure what quotas hold and cost
 #[derive(Parser, Debug)]
@@ -60,6 +57,9 @@ struct Arguments {
     /// A PostgreSQL database, new and empty, in place of SQLite
     #[arg(long)]
     database: Option<Database>,
+    /// Be the content server of another `quotas`
+    #[arg(long, hide = true)]
+    serve: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -77,11 +77,16 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    shared::service::conclude(run(Arguments::parse()))
+    let ended = end_with_programs().and_then(|()| run(Arguments::parse()));
+    shared::service::conclude(ended)
 }
 
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if let Some(address) = arguments.serve {
+        let _content = ContentServer::start(address).await?;
+        return std::future::pending().await;
+    }
     let is_wanted = |what| arguments.what.is_empty() || arguments.what.contains(&what);
     if is_wanted(What::Grants) {
         grants();
@@ -96,7 +101,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         shares().await?;
     }
     if is_wanted(What::Overshoot) {
-        overshoot(&arguments).await?;
+        overshoot::overshoot(&arguments.flows, arguments.quota).await?;
     }
     Ok(())
 }
@@ -138,10 +143,17 @@ async fn rate() -> anyhow::Result<()> {
     neighbourhood.stop().await
 }
 
-/// Has a user with a hundred flows and one with one share a line, and prints who gets what.
+/// Has a user with a hundred flows and one with one share a line, and then their LAN's rate on a wider one, and prints who gets what.
 async fn shares() -> anyhow::Result<()> {
-    let scene = Scene::parse("shared", "description = 'A line for two.'\n[[line]]\ndown = '40M'\nup = '40M'\nrtt-ms = 20\n")?;
-    let neighbourhood = Neighbourhood::start(Plan::new(scene)).await?;
+    share("a line of 40 Mbit/s", "40M", Limits::default()).await?;
+    let limits = Limits { rate_up: Some("20M".parse()?), rate_down: Some("20M".parse()?), ..Limits::default() };
+    share("a LAN held to 20 Mbit/s, its line of 100", "100M", limits).await
+}
+
+async fn share(what: &str, line: &str, limits: Limits) -> anyhow::Result<()> {
+    let scene = format!("description = 'A line for two.'\n[[line]]\ndown = '{line}'\nup = '{line}'\nrtt-ms = 20\n");
+    let neighbourhood = Neighbourhood::start(Plan::new(Scene::parse("shared", &scene)?)).await?;
+    neighbourhood.registrar().accounts().set_lan_limits(&name("elm")?, &limits).await?;
     let other = neighbourhood.registrar().add_user(&name("elm")?, &name("user2")?, &Limits::default()).await?;
     let proxy = neighbourhood.add_proxy(&other, &[0]).await?;
     proxy.wait_for_paths(1).await?;
@@ -161,90 +173,10 @@ async fn shares() -> anyhow::Result<()> {
             let (is_one, bulk) = done?;
             *if is_one { &mut of_one } else { &mut of_many } += bulk?.goodput;
         }
-        println!("two users of a line of 40 Mbit/s, {way}: 100 flows {:.2} Mbit/s, 1 flow {:.2} Mbit/s", of_many / 1e6, of_one / 1e6);
+        println!("two users of {what}, {way}: 100 flows {:.2} Mbit/s, 1 flow {:.2} Mbit/s", of_many / 1e6, of_one / 1e6);
     }
     proxy.stop().await?;
     neighbourhood.stop().await
-}
-
-/// Runs flows into a quota and prints what arrived.
-async fn overshoot(arguments: &Arguments) -> anyhow::Result<()> {
-    let scene = Scene::parse("wide", "description = 'One wide line.'\n[[line]]\ndown = '1G'\nup = '1G'\nrtt-ms = 4\n")?;
-    let neighbourhood = Neighbourhood::start(Plan::new(scene)).await?;
-    let (accounts, elm, user) = (neighbourhood.registrar().accounts(), name("elm")?, name("user1")?);
-    println!("| flows | way | quota | arrived | beyond | counted, not arrived |\n| --- | --- | --- | --- | --- | --- |");
-    let size = arguments.quota.bytes;
-    for &flows in &arguments.flows {
-        for (counts, label) in [(Counts::Down, "down"), (Counts::Up, "up"), (Counts::Both, "both")] {
-            let before = used(&neighbourhood).await?;
-            let quota_for = |bytes| Limits { quota: Some(Quota { counts, ..Quota::of(Size { bytes }) }), ..Limits::default() };
-            let counted_before = quota_for(1).quota.map_or(0, |quota| quota.counted(before));
-            let account = accounts.user(&elm, &user).await?.account;
-            accounts.set_limits(account, &quota_for(counted_before + size)).await?;
-            let client = neighbourhood.client();
-            wait_until("the quota holds", || {
-                let shown = neighbourhood.reconst().map(|reconst| reconst.status()["accounts"][0]["quota_bytes"].as_u64());
-                shown.flatten().is_none_or(|shown| shown == counted_before + size)
-            })
-            .await?;
-            let mut endings = neighbourhood.content().endings();
-            let down_bytes = Arc::new(AtomicU64::new(0));
-            let mut tasks = JoinSet::new();
-            for number in 0..flows {
-                let is_down = counts == Counts::Down || counts == Counts::Both && number % 2 == 0;
-                tasks.spawn(flow(client.clone(), is_down, down_bytes.clone()));
-            }
-            let mut up_bytes = 0;
-            while let Some(command_bytes) = tasks.join_next().await {
-                up_bytes += command_bytes?;
-            }
-            tokio::time::sleep(SETTLED).await;
-            while let Ok(ending) = endings.try_recv() {
-                anyhow::ensure!(ending.is_exact, "a byte was wrong");
-                up_bytes += ending.bytes;
-            }
-            let arrived = Used { up: up_bytes, down: down_bytes.load(Ordering::Relaxed) };
-            let arrived = quota_for(1).quota.map_or(0, |quota| quota.counted(arrived));
-            let after = used(&neighbourhood).await?;
-            let counted = quota_for(1).quota.map_or(0, |quota| quota.counted(after)) - counted_before;
-            println!("| {flows} | {label} | {size} | {arrived} | {} | {} |", arrived.saturating_sub(size), counted.saturating_sub(arrived));
-        }
-    }
-    neighbourhood.stop().await
-}
-
-/// Moves bytes until the flow is broken; notes what came down, gives the length of the command if it went up.
-async fn flow(client: Client, is_down: bool, down_bytes: Arc<AtomicU64>) -> u64 {
-    let command = if is_down { "D 0\n" } else { "U\n" };
-    let Ok(socket) = client.ask(command).await else { return 0 };
-    let (mut reads, mut writes) = socket.into_split();
-    let reading = async {
-        let mut buffer = vec![0; 65_536];
-        while let Ok(len @ 1..) = reads.read(&mut buffer).await {
-            down_bytes.fetch_add(len as u64, Ordering::Relaxed);
-        }
-    };
-    let writing = async {
-        let mut stream = CounterStream::new(0);
-        let mut buffer = vec![0; 65_536];
-        loop {
-            stream.fill(&mut buffer);
-            if writes.write_all(&buffer).await.is_err() {
-                return;
-            }
-        }
-    };
-    if is_down {
-        reading.await;
-    } else {
-        tokio::join!(reading, writing);
-    }
-    command.len() as u64
-}
-
-async fn used(neighbourhood: &Neighbourhood) -> anyhow::Result<Used> {
-    let report = neighbourhood.registrar().accounts().user_report(&name("elm")?, &name("user1")?, now()).await?;
-    Ok(Used { up: report.up_bytes, down: report.down_bytes })
 }
 
 /// Fills a database, and prints what it costs to start from, to ask and to keep counts in.
@@ -331,5 +263,5 @@ fn now() -> UnixSeconds {
 const LOOKUPS: usize = 5_000;
 const GRANTS: u32 = 1_000_000;
 
-/// For counts to be kept, and endings to be told.
+/// For the limits to hold.
 const SETTLED: Duration = Duration::from_millis(1500);
