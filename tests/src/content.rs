@@ -16,7 +16,7 @@
 pub mod add_it_up;
 pub mod http;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -174,15 +174,25 @@ async fn serve_raw(mut socket: TcpStream) -> io::Result<Option<Ending>> {
     }
 }
 
-/// Sends `bytes` of the stream, or without end when 0.
+/// Sends `bytes` of the stream, or without end when 0. All of a thread's connections send from the same buffer, so that the memory of many
+/// is not what is measured.
 async fn send(socket: &mut TcpStream, bytes: u64, seed: u64) -> io::Result<()> {
     let mut stream = CounterStream::new(seed);
-    let mut buffer = vec![0; BUFFER_BYTES];
     while bytes == 0 || stream.position() < bytes {
+        socket.writable().await?;
         let left = if bytes == 0 { u64::MAX } else { bytes - stream.position() };
-        let piece = &mut buffer[..left.min(BUFFER_BYTES as u64) as usize];
-        stream.fill(piece);
-        socket.write_all(piece).await?;
+        let sent = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(BUFFER_BYTES, 0);
+            let piece = &mut scratch[..left.min(BUFFER_BYTES as u64) as usize];
+            stream.clone().fill(piece);
+            socket.try_write(piece)
+        });
+        match sent {
+            Ok(len) => stream.skip(len),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        tokio::task::consume_budget().await;
     }
     Ok(())
 }
@@ -286,6 +296,10 @@ pub const COUNT_EVERY: Duration = Duration::from_millis(50);
 const COMMAND_TIME: Duration = Duration::from_secs(30);
 /// A command's letter and two 64-bit numbers fit.
 const COMMAND_MAX_BYTES: usize = 64;
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Connections that wait to be accepted: more than come at once.
 const BACKLOG: i32 = 1024;

@@ -4,6 +4,7 @@
 //! count. Other systems are measured likewise where they are installed.
 
 pub mod many;
+pub mod plain;
 pub mod rival;
 pub mod tributary;
 
@@ -94,3 +95,5 @@ fn times(processes: &[Process]) -> anyhow::Result<Vec<Duration>> {
 const WARM_UP: Duration = Duration::from_secs(2);
 /// Transfers end after the counted time, or their ends would count.
 const SLACK: Duration = Duration::from_millis(300);
+/// What a program may take to serve.
+const START_TIME: Duration = Duration::from_secs(30);

@@ -5,6 +5,7 @@ pub mod associate;
 pub mod connect;
 
 use std::{
+    cell::RefCell,
     io,
     sync::{
         Arc,
@@ -128,20 +129,32 @@ impl Client {
     /// # Errors
     /// If the connection breaks or a byte is wrong.
     pub async fn download_for(&self, span: Span) -> Result<Bulk, LoadError> {
-        let mut socket = self.ask("D 0\n").await?;
+        let socket = self.ask("D 0\n").await?;
         let mut stream = CounterStream::new(0);
         let mut watch = Watch::new(span.warm_up);
-        let mut buffer = vec![0; BUFFER_BYTES];
-        let end = tokio::time::Instant::now() + span.total;
+        let end = tokio::time::sleep(span.total);
+        tokio::pin!(end);
         loop {
-            let Ok(read) = tokio::time::timeout_at(end, socket.read(&mut buffer)).await else { break };
-            let len = read.map_err(|error| LoadError::Broken(stream.position(), error))?;
-            if len == 0 {
-                return Err(LoadError::Short(stream.position(), u64::MAX));
+            tokio::select! {
+                biased;
+                () = &mut end => break,
+                readable = socket.readable() => readable.map_err(|error| LoadError::Broken(stream.position(), error))?,
             }
-            stream.check(&buffer[..len])?;
+            // All of a thread's transfers read into the same buffer: with one each, a thousand would measure the machine's memory.
+            let read = SCRATCH.with_borrow_mut(|scratch| {
+                scratch.resize(BUFFER_BYTES, 0);
+                let read = socket.try_read(scratch);
+                read.map(|len| (len, stream.check(&scratch[..len])))
+            });
+            let len = match read {
+                Ok((0, _)) => return Err(LoadError::Short(stream.position(), u64::MAX)),
+                Ok((len, checked)) => checked.map(|()| len)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(LoadError::Broken(stream.position(), error)),
+            };
             watch.arrived(len as u64);
             self.progress.fetch_add(len as u64, Ordering::Relaxed);
+            tokio::task::consume_budget().await;
         }
         Ok(watch.finish(Duration::ZERO))
     }
@@ -321,6 +334,10 @@ async fn next_report(reads: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Opti
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 const BUFFER_BYTES: usize = 64 * 1024;

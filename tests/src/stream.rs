@@ -35,10 +35,21 @@ impl CounterStream {
         self.position
     }
 
+    /// Goes on by `len` bytes.
+    pub fn skip(&mut self, len: usize) {
+        self.position += len as u64;
+    }
+
     /// Writes the next bytes.
     pub fn fill(&mut self, out: &mut [u8]) {
-        self.each_word(out.len(), |range, word| out[range].copy_from_slice(word));
-        self.position += out.len() as u64;
+        let (front, rest) = out.split_at_mut(self.to_next_word().min(out.len()));
+        self.fill_part(front);
+        let (words, back) = rest.as_chunks_mut();
+        for (word, index) in words.iter_mut().zip(self.position / WORD_BYTES as u64..) {
+            *word = self.word(index);
+        }
+        self.position += (words.len() * WORD_BYTES) as u64;
+        self.fill_part(back);
     }
 
     /// Checks that `bytes` come next.
@@ -46,30 +57,43 @@ impl CounterStream {
     /// # Errors
     /// The first byte that does not; the position then stays before `bytes`.
     pub fn check(&mut self, bytes: &[u8]) -> Result<(), Mismatch> {
-        let mut first = None;
-        self.each_word(bytes.len(), |range, word| {
-            if first.is_none() && bytes[range.clone()] != *word {
-                first = range.clone().zip(word).find(|&(at, &expected)| bytes[at] != expected).map(|(at, &expected)| (at, expected));
-            }
-        });
-        if let Some((at, expected)) = first {
-            return Err(Mismatch { position: self.position + at as u64, expected, found: bytes[at] });
+        let (front, rest) = bytes.split_at(self.to_next_word().min(bytes.len()));
+        let (words, back) = rest.as_chunks();
+        let first_index = self.position.div_ceil(WORD_BYTES as u64);
+        let are_next = words.iter().zip(first_index..).all(|(word, index)| *word == self.word(index));
+        let back_at = self.position + (bytes.len() - back.len()) as u64;
+        if !(are_next && self.part(self.position, front.len()) == *front && self.part(back_at, back.len()) == *back) {
+            return Err(self.first_mismatch(bytes));
         }
         self.position += bytes.len() as u64;
         Ok(())
     }
 
-    /// Calls `each` with the places of every word or part of one in the next `len` bytes, and its bytes.
-    fn each_word(&self, len: usize, mut each: impl FnMut(std::ops::Range<usize>, &[u8])) {
-        let mut at = 0;
-        while at < len {
-            let position = self.position + at as u64;
-            let skip = (position % WORD_BYTES as u64) as usize;
-            let end = len.min(at + WORD_BYTES - skip);
-            let word = mix(self.seed, position / WORD_BYTES as u64).to_be_bytes();
-            each(at..end, &word[skip..skip + end - at]);
-            at = end;
-        }
+    fn first_mismatch(&self, bytes: &[u8]) -> Mismatch {
+        let mut expected = vec![0; bytes.len()];
+        self.clone().fill(&mut expected);
+        let at = bytes.iter().zip(&expected).position(|(found, expected)| found != expected).unwrap_or_default();
+        Mismatch { position: self.position + at as u64, expected: expected[at], found: bytes[at] }
+    }
+
+    /// Bytes until a word begins.
+    fn to_next_word(&self) -> usize {
+        self.position.wrapping_neg() as usize % WORD_BYTES
+    }
+
+    fn fill_part(&mut self, out: &mut [u8]) {
+        out.copy_from_slice(&self.part(self.position, out.len()));
+        self.position += out.len() as u64;
+    }
+
+    /// The `len` bytes from `position` on, which are within one word.
+    fn part(&self, position: u64, len: usize) -> Vec<u8> {
+        let skip = (position % WORD_BYTES as u64) as usize;
+        self.word(position / WORD_BYTES as u64)[skip..skip + len].to_vec()
+    }
+
+    fn word(&self, index: u64) -> [u8; WORD_BYTES] {
+        mix(self.seed, index).to_be_bytes()
     }
 }
 

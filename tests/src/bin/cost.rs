@@ -8,6 +8,7 @@ use neighbourhood::{
     content::ContentServer,
     cost::{
         Carrier, many,
+        plain::{self, PlainRelay},
         rival::Rival,
         spend,
         tributary::{Size, Tributary},
@@ -51,13 +52,16 @@ struct Arguments {
     /// Be the content server of another `cost`
     #[arg(long, hide = true)]
     serve: Option<SocketAddr>,
+    /// Be a plain TCP relay to that content server instead
+    #[arg(long, hide = true, requires = "serve")]
+    relay: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum Operation {
     /// Processor seconds per GB of each program, one flow, down and up
     Cpu,
-    /// Goodput of many flows beside that of one
+    /// Goodput of many flows beside that of one, and the same of a plain TCP relay
     Flows,
     /// Memory of reconst with many idle flows
     IdleFlows,
@@ -76,6 +80,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     end_with_programs()?;
     let runtime = tokio::runtime::Runtime::new()?;
+    if let (Some(relay), Some(content)) = (arguments.relay, arguments.serve) {
+        return runtime.block_on(plain::relay(relay, content));
+    }
     if let Some(address) = arguments.serve {
         return runtime.block_on(async {
             let _content = ContentServer::start(address).await?;
@@ -111,20 +118,14 @@ async fn measure(operation: Operation, arguments: &Arguments) -> anyhow::Result<
             }
         }
         Operation::Flows => {
-            let mut runs = Vec::new();
+            let (mut ours, mut plain) = (Vec::new(), Vec::new());
             for _ in 0..arguments.runs {
-                let tributary = Tributary::start(one).await?;
-                let of_one = spend(&tributary, Way::Down, 1, time).await?;
-                let of_many = spend(&tributary, Way::Down, arguments.flows, time).await?;
-                runs.push(vec![
-                    Reading { figure: "rate of one flow", unit: "Mbit/s", value: of_one.goodput / 1e6 },
-                    Reading { figure: "rate of many flows", unit: "Mbit/s", value: of_many.goodput / 1e6 },
-                    Reading { figure: "many to one", unit: "ratio", value: of_many.goodput / of_one.goodput },
-                    Reading { figure: "cpu of one flow", unit: "s/GB", value: of_one.total() },
-                    Reading { figure: "cpu of many flows", unit: "s/GB", value: of_many.total() },
-                ]);
+                ours.push(one_and_many(&Tributary::start(one).await?, arguments.flows, time).await?);
+                plain.push(one_and_many(&PlainRelay::start().await?, arguments.flows, time).await?);
             }
-            print(&figures(&format!("{} flows", arguments.flows), "Tributary", &runs), arguments.json)?;
+            let group = format!("{} flows", arguments.flows);
+            print(&figures(&group, "Tributary", &ours), arguments.json)?;
+            print(&figures(&group, "plain TCP relay", &plain), arguments.json)?;
         }
         Operation::IdleFlows => {
             let readings = many::idle_flows(arguments.idle_flows).await?;
@@ -136,6 +137,18 @@ async fn measure(operation: Operation, arguments: &Arguments) -> anyhow::Result<
         }
     }
     Ok(())
+}
+
+async fn one_and_many(carrier: &impl Carrier, flows: usize, time: Duration) -> anyhow::Result<Vec<Reading>> {
+    let of_one = spend(carrier, Way::Down, 1, time).await?;
+    let of_many = spend(carrier, Way::Down, flows, time).await?;
+    Ok(vec![
+        Reading { figure: "rate of one flow", unit: "Mbit/s", value: of_one.goodput / 1e6 },
+        Reading { figure: "rate of many flows", unit: "Mbit/s", value: of_many.goodput / 1e6 },
+        Reading { figure: "many to one", unit: "ratio", value: of_many.goodput / of_one.goodput },
+        Reading { figure: "cpu of one flow", unit: "s/GB", value: of_one.total() },
+        Reading { figure: "cpu of many flows", unit: "s/GB", value: of_many.total() },
+    ])
 }
 
 /// Readings of one run, each with the program that it is of.

@@ -11,7 +11,7 @@ use shared::target::{Host, Target};
 use tempfile::TempDir;
 
 use super::{
-    Carrier,
+    Carrier, START_TIME,
     tributary::{LOOPBACK, tcp_port},
 };
 use crate::{
@@ -98,5 +98,3 @@ impl Carrier for RivalPair {
         self.client.clone()
     }
 }
-
-const START_TIME: Duration = Duration::from_secs(20);

@@ -18,7 +18,7 @@ use shared::{
 };
 use tempfile::TempDir;
 
-use super::Carrier;
+use super::{Carrier, START_TIME};
 use crate::{
     load::{Client, Via},
     neighbourhood::take_port,
@@ -216,4 +216,3 @@ pub(super) fn tcp_port() -> anyhow::Result<u16> {
 pub(super) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Not `reconst`'s own address, to which it dials no flow.
 const CONTENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 200, 1));
-const START_TIME: Duration = Duration::from_secs(30);
