@@ -213,6 +213,9 @@ impl Path {
     /// The oldest datagram in flight with pieces that should have been acknowledged by now, or that is not expected to arrive within `ahead`,
     /// for another path to carry as well. Each is given once.
     pub(super) fn take_late(&mut self, now: Instant, ahead: Duration) -> Option<Pieces> {
+        if self.recovery.is_listening(now) {
+            return None;
+        }
         let rtt = self.recovery.rtt().smoothed();
         let margin = (rtt / 4).max(self.recovery.rtt().variation() * 2).max(LATE_MARGIN);
         let acknowledged_after = rtt / 2 + self.recovery.ack_delay() + margin;

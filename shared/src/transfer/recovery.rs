@@ -27,6 +27,8 @@ pub struct Recovery {
     progress_at: Option<Instant>,
     /// When the earliest datagram before the largest acknowledged one counts as lost.
     loss_at: Option<Instant>,
+    /// Until when nothing is judged, since this end was away; acknowledgements that came meanwhile are read first.
+    listens_until: Option<Instant>,
     reordering: Option<Reordering>,
     rtt: Rtt,
     /// How long the other end held acknowledgements back lately, at most. It goes by its own measure of the path, which may be another.
@@ -178,6 +180,7 @@ impl Recovery {
             largest_acked: None,
             progress_at: None,
             loss_at: None,
+            listens_until: None,
             rtt: Rtt::new(rtt_guess),
             held_back: HeldBack::default(),
             reordering: None,
@@ -222,9 +225,23 @@ impl Recovery {
         if outcome.acked_bytes > 0 {
             self.largest_acked = self.largest_acked.max(Some(largest.0));
             self.progress_at = Some(now);
+            self.listens_until = None;
             self.detect_losses(now, &mut outcome);
         }
         outcome
+    }
+
+    /// Puts off what is due, for as long as this end was away and at most [`LISTEN_MAX`]; `false` if that was done since the last
+    /// acknowledgement: a machine that is always late must not trust a silent path for ever.
+    pub fn listen_first(&mut self, now: Instant, away: Duration) -> bool {
+        let is_first = self.listens_until.is_none();
+        self.listens_until.get_or_insert(now + away.min(LISTEN_MAX));
+        is_first
+    }
+
+    /// Whether acknowledgements may have arrived that are not worked in yet.
+    pub fn is_listening(&self, now: Instant) -> bool {
+        self.listens_until.is_some_and(|until| now < until)
     }
 
     /// Declares what is overdue by [`Recovery::loss_at`] lost.
@@ -250,6 +267,7 @@ impl Recovery {
         self.in_flight_bytes = 0;
         self.progress_at = None;
         self.loss_at = None;
+        self.listens_until = None;
         given_up
     }
 
@@ -284,7 +302,7 @@ impl Recovery {
 
     /// When [`Recovery::on_loss_timeout`] is due.
     pub fn loss_at(&self) -> Option<Instant> {
-        self.loss_at
+        self.loss_at.max(self.loss_at.and(self.listens_until))
     }
 
     /// When the path has been without a sign for a probe timeout, if anything is in flight.
@@ -292,7 +310,8 @@ impl Recovery {
         if self.in_flight_bytes == 0 {
             return None;
         }
-        self.progress_at.map(|at| at + self.probe_timeout())
+        let at = self.progress_at.map(|at| at + self.probe_timeout());
+        at.max(at.and(self.listens_until))
     }
 
     /// The time without a sign after which a path is suspect.
@@ -385,6 +404,9 @@ impl Recovery {
         }
     }
 }
+
+/// How long what has arrived may take to be read: more than a receive buffer takes, far below what a person notices.
+const LISTEN_MAX: Duration = Duration::from_millis(20);
 
 /// How long a path is taken to reorder after it was last seen to.
 const REORDERING_BELIEVED: Duration = Duration::from_secs(30);

@@ -8,10 +8,12 @@
 //! * nothing a peer sends panics; what breaks the rules ends the flow, or with [`SessionError`] the session.
 //!
 //! It opens no path and knows no socket: the driver adds paths that are authenticated and removes those that are gone. What arrives is
-//! worked in by `receive`, what leaves is put together by `transmit`; `parcels` does both for UDP flows.
+//! worked in by `receive`, what leaves is put together by `transmit`; `parcels` does both for UDP flows, and
+//! `timeouts` judges what does not arrive.
 
 mod parcels;
 mod receive;
+mod timeouts;
 mod transmit;
 
 use std::{
@@ -479,34 +481,6 @@ impl Session {
     /// Gives the next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
-    }
-
-    /// When [`Session::handle_timeout`] is to be called at the latest.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        let of_path = |path: &Path| {
-            let probe_timeout = if path.is_active() { path.recovery.probe_timeout_at() } else { None };
-            [path.acks.due(), path.recovery.loss_at(), probe_timeout, path.ping_at(self.limits.keep_alive)].into_iter().flatten().min()
-        };
-        self.paths.values().filter_map(of_path).chain(self.paced_until).chain(self.parcels.expires_at()).min()
-    }
-
-    /// Does what is due at `now`. What it leads to comes out of [`Session::poll_transmit`].
-    pub fn handle_timeout(&mut self, now: Instant) {
-        self.parcels.expire(now);
-        let due: Vec<PathId> = self.paths.keys().copied().collect();
-        for id in due {
-            let Some(path) = self.paths.get_mut(&id) else { continue };
-            if path.recovery.loss_at().is_some_and(|at| at <= now) {
-                let outcome = path.recovery.on_loss_timeout(now);
-                self.settle(now, id, outcome, None);
-            }
-            let Some(path) = self.paths.get_mut(&id) else { continue };
-            if path.is_active() && path.recovery.probe_timeout_at().is_some_and(|at| at <= now) {
-                let pieces = path.become_suspect(now);
-                self.events.push_back(Event::Path(id, PathState::Suspect));
-                self.requeue(&pieces);
-            }
-        }
     }
 
     /// The figures of each path.

@@ -1,0 +1,136 @@
+//! What a session does when time has passed: it judges what has not been acknowledged.
+//!
+//! A process that gets no processor for a while finds its timers expired and acknowledgements unread in its sockets. So a session that is
+//! called late reads first and judges afterwards: [`Recovery::listen_first`](crate::transfer::recovery::Recovery::listen_first).
+
+use std::time::{Duration, Instant};
+
+use super::{Event, Session};
+use crate::{
+    ids::PathId,
+    transfer::path::{Path, PathState},
+};
+
+impl Session {
+    /// When [`Session::handle_timeout`] is to be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let of_path = |path: &Path| {
+            let probe_timeout = if path.is_active() { path.recovery.probe_timeout_at() } else { None };
+            [path.acks.due(), path.recovery.loss_at(), probe_timeout, path.ping_at(self.limits.keep_alive)].into_iter().flatten().min()
+        };
+        self.paths.values().filter_map(of_path).chain(self.paced_until).chain(self.parcels.expires_at()).min()
+    }
+
+    /// Does what is due at `now`. What it leads to comes out of [`Session::poll_transmit`].
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let late_by = self.poll_timeout().map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.parcels.expire(now);
+        let due: Vec<PathId> = self.paths.keys().copied().collect();
+        for id in due {
+            let Some(path) = self.paths.get_mut(&id) else { continue };
+            let is_lossy = path.recovery.loss_at().is_some_and(|at| at <= now);
+            let is_silent = path.is_active() && path.recovery.probe_timeout_at().is_some_and(|at| at <= now);
+            if (is_lossy || is_silent) && late_by >= LATE && path.recovery.listen_first(now, late_by) {
+                continue;
+            }
+            if is_lossy {
+                let outcome = path.recovery.on_loss_timeout(now);
+                self.settle(now, id, outcome, None);
+            }
+            let Some(path) = self.paths.get_mut(&id) else { continue };
+            if path.is_active() && path.recovery.probe_timeout_at().is_some_and(|at| at <= now) {
+                let pieces = path.become_suspect(now);
+                self.events.push_back(Event::Path(id, PathState::Suspect));
+                self.requeue(&pieces);
+            }
+        }
+    }
+}
+
+/// A timer that is so late says that this end was away. Timers of a machine that is not busy are late by up to 2 ms.
+const LATE: Duration = Duration::from_millis(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transfer::{
+        path::PathInfo,
+        schedule::Policy,
+        session::{Limits, Side, Transmit},
+    };
+
+    const PATH: PathId = PathId(1);
+    const RTT: Duration = Duration::from_millis(2);
+    const AWAY: Duration = Duration::from_millis(60);
+
+    #[test]
+    fn a_path_whose_acknowledgements_wait_unread_is_not_taken_for_silent() {
+        let start = Instant::now();
+        let (mut near, mut far) = ends(start);
+        let sent = write(&mut near, start);
+        let answers = exchange(&mut far, start + RTT / 2, sent);
+        assert!(!answers.is_empty());
+        let due = near.poll_timeout().expect("a probe timeout");
+        let back = due + AWAY;
+        near.handle_timeout(back);
+        assert!(drain(&mut near, back).is_empty(), "nothing goes out again before what has arrived is read");
+        for answer in answers {
+            near.handle_datagram(back, PATH, answer.datagram).expect("an acknowledgement");
+        }
+        drain(&mut near, back);
+        near.handle_timeout(back + LISTEN_AT_MOST);
+        let status = near.path_status()[0];
+        assert_eq!((status.state, status.counters.suspicions, status.counters.lost_datagrams), (PathState::Active, 0, 0));
+    }
+
+    #[test]
+    fn a_path_that_is_silent_is_suspected_soon_after_its_own_end_was_away_however_late_that_is_again() {
+        let start = Instant::now();
+        let (mut near, _) = ends(start);
+        write(&mut near, start);
+        let back = near.poll_timeout().expect("a probe timeout") + AWAY;
+        near.handle_timeout(back);
+        let judged_at = near.poll_timeout().expect("a time to judge it");
+        assert!(judged_at <= back + LISTEN_AT_MOST);
+        near.handle_timeout(judged_at + AWAY);
+        assert_eq!(near.path_status()[0].state, PathState::Suspect);
+    }
+
+    #[test]
+    fn a_timer_that_is_on_time_judges_at_once() {
+        let start = Instant::now();
+        let (mut near, _) = ends(start);
+        write(&mut near, start);
+        near.handle_timeout(near.poll_timeout().expect("a probe timeout"));
+        assert_eq!(near.path_status()[0].state, PathState::Suspect);
+    }
+
+    const LISTEN_AT_MOST: Duration = Duration::from_millis(20);
+
+    fn ends(now: Instant) -> (Session, Session) {
+        let end = |side| {
+            let mut session = Session::new(now, side, Policy::Adaptive, Limits::default());
+            session.add_path(now, PATH, PathInfo { weight: Default::default(), max_datagram_bytes: 1400, rtt: RTT });
+            session
+        };
+        (end(Side::Proxy), end(Side::Reconst))
+    }
+
+    fn write(session: &mut Session, now: Instant) -> Vec<Transmit> {
+        let flow = session.open().expect("a flow");
+        assert_eq!(session.write(flow, &[7; 5000]), Ok(5000));
+        drain(session, now)
+    }
+
+    /// What `session` answers to `datagrams` once it is due.
+    fn exchange(session: &mut Session, now: Instant, datagrams: Vec<Transmit>) -> Vec<Transmit> {
+        for Transmit { datagram, .. } in datagrams {
+            session.handle_datagram(now, PATH, datagram).expect("a datagram of the other end");
+        }
+        drain(session, session.poll_timeout().expect("an acknowledgement"))
+    }
+
+    fn drain(session: &mut Session, now: Instant) -> Vec<Transmit> {
+        std::iter::from_fn(|| session.poll_transmit(now)).collect()
+    }
+}
