@@ -20,12 +20,17 @@ use shared::{
         hello::LineNumber,
         listed::{self, ListedLine},
         member::Name,
+        quota::{
+            Zone,
+            told::{self, ToldQuota},
+        },
         roster::{Change, RelayLine, changes},
         weight::{LineWeight, Weights},
     },
     ids::PathId,
     service::{NetworkWatch, Shutdown, StateFile},
     transfer::congestion::Rounds,
+    units::Size,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
 
@@ -44,6 +49,27 @@ pub struct Shown {
     pub roster: Vec<KnownLine>,
     /// What has become of the announcements heard.
     pub announcements: ListenerCounters,
+    /// What the user may use and has, as `reconst` tells.
+    pub quotas: Vec<KnownQuota>,
+}
+
+/// A quota, as a person is shown it.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct KnownQuota {
+    /// `you` or `your LAN`.
+    pub whose: String,
+    /// Bytes that are used of it, to a per cent.
+    pub used_bytes: u64,
+    /// Bytes that may be used in the period.
+    pub quota_bytes: u64,
+    /// How much is used, in per cent rounded down.
+    pub used_percent: u64,
+    /// The rate once it is used up; nothing if flows are refused then.
+    pub throttle_bits_per_second: Option<u64>,
+    /// When the count begins anew, seconds since 1970, UTC.
+    pub resets_at: i64,
+    /// The same, for people.
+    pub resets: String,
 }
 
 /// A line of a relay, as a person is shown it.
@@ -80,6 +106,8 @@ struct Follower {
     heard: Vec<RelayLine>,
     /// The roster that `reconst` told last, as it came and as it reads.
     told: (Bytes, Vec<ListedLine>),
+    /// The quotas that it told last, likewise.
+    told_quotas: (Bytes, Vec<ToldQuota>),
     state: Option<StateFile>,
     remembered: Remembered,
     followed: BTreeSet<SocketAddr>,
@@ -109,6 +137,7 @@ impl Known {
             known: self.clone(),
             heard: Vec::new(),
             told: Default::default(),
+            told_quotas: Default::default(),
             remembered: state.as_ref().and_then(StateFile::load).unwrap_or_default(),
             state,
             followed: BTreeSet::new(),
@@ -138,6 +167,7 @@ impl Shown {
         own.forged += forged;
         own.excess += excess;
         self.roster.extend(other.roster);
+        self.quotas.extend(other.quotas);
         self
     }
 }
@@ -162,6 +192,7 @@ impl Follower {
                     self.fullness.tell(&self.paths);
                     self.remember();
                     self.read_told();
+                    self.read_told_quotas();
                 }
                 change = network.changed() => {
                     tracing::info!(?change, "the network is another: paths are tried anew");
@@ -199,6 +230,34 @@ impl Follower {
             Ok(lines) => self.told = (bytes, lines),
             Err(error) => tracing::debug!(%error, "reconst told a roster that can't be read"),
         }
+    }
+
+    /// Reads the quotas that `reconst` tells, if they are new ones, and warns in time.
+    fn read_told_quotas(&mut self) {
+        let bytes = self.paths.session().quotas().borrow().clone();
+        if bytes == self.told_quotas.0 {
+            return;
+        }
+        let quotas = match told::decode(&bytes) {
+            Ok(quotas) => quotas,
+            Err(error) => {
+                tracing::debug!(%error, "reconst told quotas that can't be read");
+                return;
+            }
+        };
+        for quota in &quotas {
+            let is_warned = |before: &ToldQuota| {
+                (before.whose, before.resets_at) == (quota.whose, quota.resets_at)
+                    && before.is_beyond_warning()
+                    && (before.percent() >= 100) == (quota.percent() >= 100)
+            };
+            if quota.is_beyond_warning() && !self.told_quotas.1.iter().any(is_warned) {
+                let KnownQuota { whose, used_percent, resets, .. } = KnownQuota::from(quota);
+                let size = Size { bytes: quota.quota_bytes };
+                tracing::warn!("{used_percent} % of the {size} that {whose} may use are used; the count begins anew on {resets}");
+            }
+        }
+        self.told_quotas = (bytes, quotas);
     }
 
     fn is_heard(&self, line: &ListedLine) -> bool {
@@ -290,7 +349,22 @@ impl Follower {
         roster.extend(told);
         roster.sort_by(|a, b| (&a.relay, a.line).cmp(&(&b.relay, b.line)));
         let announcements = self.discovery.as_ref().map(Discovery::counters).unwrap_or_default();
-        *self.known.shown.lock().expect("nothing panics while it is held") = Shown { roster, announcements };
+        *self.known.shown.lock().expect("nothing panics while it is held") =
+            Shown { roster, announcements, quotas: self.told_quotas.1.iter().map(KnownQuota::from).collect() };
+    }
+}
+
+impl From<&ToldQuota> for KnownQuota {
+    fn from(quota: &ToldQuota) -> Self {
+        Self {
+            whose: quota.whose.to_string(),
+            used_bytes: quota.used_bytes,
+            quota_bytes: quota.quota_bytes,
+            used_percent: quota.percent(),
+            throttle_bits_per_second: quota.throttle,
+            resets_at: quota.resets_at.0,
+            resets: Zone::default().text(quota.resets_at),
+        }
     }
 }
 

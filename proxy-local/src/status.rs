@@ -56,12 +56,28 @@ pub fn text(status: &Value) -> String {
             count(&path["lost_datagrams"])
         );
     }
+    quotas(&mut out, status);
     relays(&mut out, status);
     for problem in list(&status["problems"]) {
         let field = |name: &str| problem[name].as_str().unwrap_or("?").to_owned();
         let _ = writeln!(out, "relay {}: {}", field("address"), field("problem"));
     }
     out
+}
+
+/// What the user may use and has.
+fn quotas(out: &mut String, status: &Value) {
+    for quota in list(&status["quotas"]) {
+        let field = |name: &str| quota[name].as_str().unwrap_or("?").to_owned();
+        let size = Size { bytes: count(&quota["quota_bytes"]) };
+        let percent = count(&quota["used_percent"]);
+        let _ = writeln!(
+            out,
+            "{percent} % of the {size} that {} may use are used; the count begins anew on {}",
+            field("whose"),
+            field("resets")
+        );
+    }
 }
 
 /// The relays that are known otherwise than by name, and what became of announcements that were none.

@@ -25,7 +25,10 @@ use shared::{
         hello::LineNumber,
         listed::{self, ListedLine},
         member::{Identity, Role},
-        quota::Way,
+        quota::{
+            Way,
+            told::{self, ToldQuota},
+        },
     },
     ids::{LanId, PathId, SessionId},
     link::{
@@ -90,6 +93,8 @@ struct Entry {
     lines: Arc<Mutex<BTreeMap<PathId, (LineKey, IpAddr)>>>,
     /// From which the session's flows are spent.
     account: Arc<Mutex<Arc<Spending>>>,
+    /// What its user was told of quotas last.
+    told_quotas: Arc<Mutex<Vec<ToldQuota>>>,
 }
 
 /// A path of a session, and what it runs over.
@@ -228,6 +233,19 @@ impl Sessions {
             }
         }
         entry.handle.tell_roster(listed::encode(lines).into());
+    }
+
+    /// Tells each session what its user may use and has, if that is news.
+    pub fn tell_quotas(&self) {
+        let entries: Vec<_> = self.inner.lock().values().cloned().collect();
+        for entry in entries {
+            let now = entry.account().told();
+            let mut told = entry.told_quotas.lock().expect("nothing panics under the lock");
+            if now.len() != told.len() || now.iter().zip(&*told).any(|(now, before)| now.is_news_after(before)) {
+                entry.handle.tell_quotas(told::encode(&now).into());
+                *told = now;
+            }
+        }
     }
 
     /// Has all paths over a line left in order.
@@ -419,6 +437,7 @@ impl Inner {
             incarnation: rand::rng().random_range(1..=u64::MAX),
             lines: Arc::default(),
             account: Arc::new(Mutex::new(account)),
+            told_quotas: Arc::default(),
         };
         sessions.insert(key.clone(), entry.clone());
         drop(sessions);

@@ -106,6 +106,7 @@ impl Lines {
                         *version_by_lan.entry(lan).or_default() += 1;
                     }
                     self.tell(&sessions, &version_by_lan, &mut told_by_session);
+                    sessions.tell_quotas();
                 }
                 () = self.changed.notified() => {
                     let left = self.lock().take_left();

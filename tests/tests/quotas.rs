@@ -133,6 +133,18 @@ async fn what_a_lan_may_spend_is_used_up_by_all_its_users() {
 }
 
 #[tokio::test]
+async fn the_user_is_told_how_much_is_used() {
+    let neighbourhood = neighbourhood().await;
+    set(&neighbourhood, quota(QUOTA, Counts::Down)).await;
+    let told = || neighbourhood.proxy().status().known.quotas.first().map(|quota| (quota.quota_bytes, quota.used_percent));
+    until("the quota is told", || told() == Some((QUOTA, 0))).await;
+    within(neighbourhood.client().download(QUOTA * 85 / 100, 1)).await.expect("within the quota");
+    until("its use is told", || told() == Some((QUOTA, 85))).await;
+    set(&neighbourhood, Limits::default()).await;
+    until("that there is none is told", || told().is_none()).await;
+}
+
+#[tokio::test]
 async fn datagrams_count_both_ways_and_stop_at_the_quota() {
     let neighbourhood = neighbourhood().await;
     let socket = tokio::net::UdpSocket::bind((neighbourhood.content().address().ip(), 0)).await.expect("a port");

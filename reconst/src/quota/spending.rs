@@ -15,7 +15,7 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Name,
-        quota::{Grant, Limits, Refused, SharedAccount, SharedGrant, Sharer, UnixSeconds, Used, Way},
+        quota::{Grant, Limits, Refused, SharedAccount, SharedGrant, Sharer, UnixSeconds, Used, Way, told::ToldQuota},
     },
     target::Refusal,
 };
@@ -145,6 +145,12 @@ impl Spending {
     pub(super) fn turn_bytes(&self, way: Way) -> u64 {
         let of_line = self.line().map_or(u64::MAX, |mut line| line.turn_bytes(way));
         self.user.lock().turn_bytes(way).min(self.lan.lock().turn_bytes(way)).min(of_line)
+    }
+
+    /// What the user is told of its quota and the LAN's.
+    pub fn told(&self) -> Vec<ToldQuota> {
+        let (user, lan) = (self.user.lock().told(), self.lan.lock().account().told());
+        user.into_iter().chain(lan).collect()
     }
 
     /// Notes bytes that have moved.

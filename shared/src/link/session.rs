@@ -60,6 +60,8 @@ pub(super) struct State {
     leaving: watch::Sender<BTreeMap<PathId, Leaving>>,
     /// The LAN's roster as the other end has told it.
     roster: watch::Sender<Bytes>,
+    /// The user's quotas as the other end has told them.
+    quotas: watch::Sender<Bytes>,
     is_closed: bool,
     timer_at: Option<Instant>,
 }
@@ -82,6 +84,7 @@ impl SessionHandle {
             acceptor: None,
             leaving: watch::Sender::default(),
             roster: watch::Sender::default(),
+            quotas: watch::Sender::default(),
             is_closed: false,
             timer_at: None,
         };
@@ -206,6 +209,16 @@ impl SessionHandle {
         self.lock().roster.subscribe()
     }
 
+    /// The user's quotas, now and whenever the other end tells new ones; empty before it has.
+    pub fn quotas(&self) -> watch::Receiver<Bytes> {
+        self.lock().quotas.subscribe()
+    }
+
+    /// Tells the other end, a proxy, its user's quotas.
+    pub fn tell_quotas(&self, quotas: Bytes) {
+        self.with(|state, _| state.core.tell_quotas(quotas));
+    }
+
     /// Asks the other end, `reconst`, to spread chunks by `policy`.
     pub fn ask_policy(&self, policy: Policy) {
         self.with(|state, _| state.core.ask_policy(policy));
@@ -326,6 +339,7 @@ impl State {
                 Event::Readable(id) => woken.extend(self.wakers_by_flow.get_mut(&id).and_then(|flow| flow.reader.take())),
                 Event::Writable(id) => woken.extend(self.wakers_by_flow.get_mut(&id).and_then(|flow| flow.writer.take())),
                 Event::Roster => drop(self.roster.send_replace(self.core.roster())),
+                Event::Quotas => drop(self.quotas.send_replace(self.core.quotas())),
                 Event::Leave(id, why) => self.leaving.send_modify(|leaving| {
                     leaving.insert(id, why);
                 }),

@@ -8,6 +8,7 @@
 //! 0x11 leave:  path, why (1)    nothing more goes out on the path, and nothing should: what is under way still counts
 //! 0x12 full:   path             the path's line has held the sender of this message back for the last seconds
 //! 0x13 policy: policy (1)       how a proxy wants `reconst` to spread chunks: 1 adaptive, 2 wrr, 3 rr, 4 redundant
+//! 0x14 quotas: quotas           what the proxy's user may use and has, as `community::quota::told` writes it; replaces what was told before
 //! ```
 //! A message of an unknown type is skipped, so that newer ends may say more.
 
@@ -58,6 +59,11 @@ pub enum Message {
         /// Its lines, as [`crate::community::listed`] writes them.
         lines: Bytes,
     },
+    /// What the proxy's user may use and has.
+    Quotas {
+        /// As [`crate::community::quota::told`] writes it.
+        quotas: Bytes,
+    },
 }
 
 /// Why a path is to be left in order.
@@ -90,6 +96,7 @@ const MAX_MESSAGE_BYTES: u64 = 16 * 1024;
 const CREDIT: u8 = 0x01;
 const ABORT: u8 = 0x02;
 const ROSTER: u8 = 0x10;
+const QUOTAS: u8 = 0x14;
 const LEAVE: u8 = 0x11;
 const FULL: u8 = 0x12;
 const POLICY: u8 = 0x13;
@@ -131,6 +138,10 @@ impl Message {
                 body.put_u8(ROSTER);
                 body.put_slice(lines);
             }
+            Self::Quotas { quotas } => {
+                body.put_u8(QUOTAS);
+                body.put_slice(quotas);
+            }
         }
         wire::put_bytes(out, &body);
     }
@@ -151,6 +162,7 @@ impl Message {
                 };
                 Ok(Some(Self::Abort { flow, code }))
             }
+            QUOTAS => Ok(Some(Self::Quotas { quotas: Bytes::copy_from_slice(body) })),
             ROSTER => Ok(Some(Self::Roster { lines: Bytes::copy_from_slice(body) })),
             POLICY => Ok(match wire::take_u8(&mut body)? {
                 1 => Some(Self::Policy { policy: Policy::Adaptive }),
@@ -225,6 +237,7 @@ mod tests {
             Message::Full { path: PathId(7) },
             Message::Policy { policy: Policy::WeightedRoundRobin },
             Message::Roster { lines: Bytes::from_static(b"lines") },
+            Message::Quotas { quotas: Bytes::from_static(b"quotas") },
         ];
         let mut bytes = Vec::new();
         messages[0].encode(&mut bytes);

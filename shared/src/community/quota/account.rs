@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::{
     AtLimit, Limits, Quota, UnixSeconds, Way,
     shaper::{Shaper, Ticket},
+    told::ToldQuota,
 };
 use crate::units::{Rate, Size};
 
@@ -133,6 +134,17 @@ impl Account {
     /// The period that is counted now.
     pub fn span(&self) -> &Range<UnixSeconds> {
         &self.span
+    }
+
+    /// What its user is told of its quota, if there is one.
+    pub fn told(&self) -> Option<ToldQuota> {
+        let quota = self.limits.quota.as_ref()?;
+        let throttle = match quota.at_limit {
+            AtLimit::Refuse => None,
+            AtLimit::Throttle(rate) => Some(rate.bits_per_second),
+        };
+        let (used_bytes, quota_bytes) = (self.counted(quota), quota.size.bytes);
+        Some(ToldQuota { whose: self.whose, used_bytes, quota_bytes, resets_at: self.span.end, throttle })
     }
 
     /// What is used of it.
@@ -335,7 +347,7 @@ impl Used {
 }
 
 /// Late enough to be worth a word, early enough to act on it.
-const WARNED_AT_PERCENT: u64 = 80;
+pub(super) const WARNED_AT_PERCENT: u64 = 80;
 
 /// The one that is counted, and some that a clock which was wrong has left.
 const PERIODS_MAX: usize = 4;

@@ -11,6 +11,7 @@ mod period;
 mod shaper;
 mod shared;
 mod shares;
+pub mod told;
 
 pub use self::{
     account::{Account, Grant, Refused, Used, Whose},

@@ -121,6 +121,8 @@ pub enum Event {
     Leave(PathId, Leaving),
     /// [`Session::roster`] has changed.
     Roster,
+    /// [`Session::quotas`] have changed.
+    Quotas,
 }
 
 /// What a read gives.
@@ -190,6 +192,10 @@ pub struct Session {
     roster_owed: Option<Bytes>,
     /// The LAN's roster as it was told.
     roster: Bytes,
+    /// The user's quotas to tell, the newest.
+    quotas_owed: Option<Bytes>,
+    /// The user's quotas as they were told.
+    quotas: Bytes,
     /// Credit given beyond the flows' initial windows.
     grown: u64,
     /// Bytes written and not yet acknowledged, of all flows but the control flow.
@@ -247,6 +253,8 @@ impl Session {
             policy_owed: None,
             roster_owed: None,
             roster: Bytes::new(),
+            quotas_owed: None,
+            quotas: Bytes::new(),
             grown: 0,
             retained: 0,
             scheduler: Scheduler::new(policy),
@@ -298,6 +306,16 @@ impl Session {
     /// Tells the other end, which is a proxy, its LAN's roster, as [`crate::community::listed`] writes it.
     pub fn tell_roster(&mut self, lines: Bytes) {
         self.roster_owed = Some(lines);
+    }
+
+    /// Tells the other end, which is a proxy, its user's quotas, as [`crate::community::quota::told`] writes them.
+    pub fn tell_quotas(&mut self, quotas: Bytes) {
+        self.quotas_owed = Some(quotas);
+    }
+
+    /// The user's quotas as the other end has told them; empty before it has.
+    pub fn quotas(&self) -> Bytes {
+        self.quotas.clone()
     }
 
     /// Asks the other end, which is `reconst`, to spread chunks by `policy`.

@@ -109,8 +109,12 @@ impl Session {
                     self.roster = lines;
                     self.events.push_back(Event::Roster);
                 }
+                Message::Quotas { quotas } if self.side == Side::Proxy => {
+                    self.quotas = quotas;
+                    self.events.push_back(Event::Quotas);
+                }
                 // A proxy has none to tell.
-                Message::Roster { .. } => {}
+                Message::Roster { .. } | Message::Quotas { .. } => {}
                 Message::Abort { flow, code } => {
                     if self.flows.contains_key(&flow) {
                         self.abort_flow(flow, code);

@@ -39,6 +39,7 @@ impl Session {
             && self.leaves_owed.is_empty()
             && self.fulls_owed.is_empty()
             && self.roster_owed.is_none()
+            && self.quotas_owed.is_none()
             && self.policy_owed.is_none()
         {
             return;
@@ -78,6 +79,9 @@ impl Session {
         }
         if has_room && let Some(lines) = self.roster_owed.take() {
             Message::Roster { lines }.encode(&mut bytes);
+        }
+        if has_room && let Some(quotas) = self.quotas_owed.take() {
+            Message::Quotas { quotas }.encode(&mut bytes);
         }
         let control = self.flows.get_mut(&FlowId::CONTROL).expect("flow 0 is always there");
         control.send.write(&bytes);
