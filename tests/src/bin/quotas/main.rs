@@ -26,12 +26,12 @@ use reconst::{
 use shared::{
     community::{
         member::{Identity, Name, Role},
-        quota::{Account, UnixSeconds, Used, Way},
+        quota::{Account, SharedAccount, Sharer, UnixSeconds, Used, Way},
     },
     ids::LanId,
     service::Shutdown,
     target::Host,
-    units::Size,
+    units::{Rate, Size},
 };
 use tokio::task::JoinSet;
 
@@ -39,7 +39,7 @@ use tokio::task::JoinSet;
 #[derive(Parser, Debug)]
 #[command(name = "quotas")]
 struct Arguments {
-    /// What to measure: grants, members, rate, shares, overshoot [default: all]
+    /// What to measure: grants, members, rate, shares, overshoot, killed [default: all]
     #[arg(value_name = "WHAT")]
     what: Vec<What>,
     /// The quota that flows run into
@@ -74,6 +74,8 @@ enum What {
     Shares,
     /// What flows get beyond a quota
     Overshoot,
+    /// The same while reconst is killed again and again
+    Killed,
 }
 
 fn main() -> ExitCode {
@@ -102,6 +104,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     if is_wanted(What::Overshoot) {
         overshoot::overshoot(&arguments.flows, arguments.quota).await?;
+    }
+    if is_wanted(What::Killed) {
+        overshoot::killed(arguments.quota).await?;
     }
     Ok(())
 }
@@ -233,7 +238,7 @@ async fn members(arguments: &Arguments) -> anyhow::Result<()> {
 fn grants() {
     let limits = Limits { quota: Some(Quota::of(Size { bytes: u64::MAX >> 1 })), ..Limits::default() };
     let begun = Instant::now();
-    let mut account = Account::new(begun, now(), limits, now(), Default::default());
+    let mut account = Account::new(begun, now(), limits.clone(), now(), Default::default());
     let time = now();
     for _ in 0..GRANTS {
         let grant = account.take(Instant::now(), time, Way::Down, 65_536).expect("a quota without end");
@@ -241,6 +246,17 @@ fn grants() {
     }
     let each = begun.elapsed() / GRANTS;
     println!("a grant: {each:?}, {:?} a GB in pieces of 64 KiB", each * (1_000_000_000 / 65_536));
+    let rates = [("without a rate", None), ("with a rate that is shared", Some(Rate { bits_per_second: 10_000_000_000_000 }))];
+    for (what, rate) in rates {
+        let begun = Instant::now();
+        let mut account = SharedAccount::new(begun, time, Limits { rate_down: rate, ..limits.clone() }, time, Default::default());
+        for number in 0..GRANTS {
+            let sharer = Sharer(i64::from(number % 100));
+            let grant = account.take(Instant::now(), time, Way::Down, sharer, 65_536).expect("a quota without end");
+            black_box(account.wait(Instant::now(), Way::Down, &grant));
+        }
+        println!("a LAN's besides, {what}: {:?}", begun.elapsed() / GRANTS);
+    }
 }
 
 async fn wait_until(what: &str, holds: impl Fn() -> bool) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use neighbourhood::{
+    content::Ending,
     cost::tributary::{self, Tributary},
     load::{Client, associate::Association},
     neighbourhood::{Neighbourhood, Plan},
@@ -29,6 +30,7 @@ use shared::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UdpSocket,
+    sync::broadcast,
     task::JoinSet,
 };
 
@@ -51,12 +53,7 @@ pub(crate) async fn overshoot(flows: &[usize], quota: Size) -> anyhow::Result<()
     for counts in [Counts::Down, Counts::Up] {
         streams(&mut neighbourhood, 50, counts, quota, Some(RATE)).await?;
     }
-    neighbourhood.stop().await?;
-    if let Some(what) = missing_program() {
-        println!("no row for kill -9: {what}");
-        return Ok(());
-    }
-    killed(quota).await
+    neighbourhood.stop().await
 }
 
 async fn wide() -> anyhow::Result<Neighbourhood> {
@@ -68,7 +65,8 @@ async fn wide() -> anyhow::Result<Neighbourhood> {
 async fn streams(neighbourhood: &mut Neighbourhood, flows: usize, counts: Counts, quota: Size, rate: Option<Rate>) -> anyhow::Result<()> {
     let before = begin(neighbourhood, counts, quota, rate).await?;
     let client = neighbourhood.client();
-    let mut endings = neighbourhood.content().endings();
+    let uploaded_bytes = Arc::new(AtomicU64::new(0));
+    let uploads = tokio::spawn(uploaded(neighbourhood.content().endings(), uploaded_bytes.clone()));
     let down_bytes = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for number in 0..flows {
@@ -90,13 +88,24 @@ async fn streams(neighbourhood: &mut Neighbourhood, flows: usize, counts: Counts
         }
     }
     tokio::time::sleep(SETTLED).await;
-    while let Ok(ending) = endings.try_recv() {
-        anyhow::ensure!(ending.is_exact, "a byte was wrong");
-        up_bytes += ending.bytes + UPLOAD.len() as u64;
+    if uploads.is_finished() {
+        uploads.await??;
+    } else {
+        uploads.abort();
     }
+    up_bytes += uploaded_bytes.load(Ordering::Relaxed);
     let arrived = Used { up: up_bytes, down: down_bytes.load(Ordering::Relaxed) };
     let what = if rate.is_some() { format!("{flows}, {reconnects} times all paths lost") } else { flows.to_string() };
     end(neighbourhood, &what, counts, quota, before, arrived).await
+}
+
+/// Adds what the content server has of each upload that ends, its command included, for ever.
+async fn uploaded(mut endings: broadcast::Receiver<Ending>, bytes: Arc<AtomicU64>) -> anyhow::Result<()> {
+    loop {
+        let ending = endings.recv().await?;
+        anyhow::ensure!(ending.is_exact, "a byte was wrong");
+        bytes.fetch_add(ending.bytes + UPLOAD.len() as u64, Ordering::Relaxed);
+    }
 }
 
 /// Moves bytes until the flow is broken; notes what came down, gives the length of the command of a download that came to something.
@@ -204,8 +213,12 @@ async fn paced<F: Future<Output = ()>>(is_over: Arc<AtomicBool>, send: impl Fn(u
 }
 
 /// Downloads through the programs as processes, `reconst` killed with SIGKILL again and again meanwhile.
-async fn killed(quota: Size) -> anyhow::Result<()> {
-    let mut programs = Tributary::start(tributary::Size { users: 1, proxies: 1, relays: 2 }).await?;
+pub(crate) async fn killed(quota: Size) -> anyhow::Result<()> {
+    if let Some(what) = missing_program() {
+        println!("nothing is killed: {what}");
+        return Ok(());
+    }
+    let mut programs = Tributary::start(tributary::Size { users: 1, proxies: 1, relays: 1 }).await?;
     let registrar = Registrar::open(&programs.state()).await?;
     let accounts = registrar.accounts();
     let limits = limits(Counts::Down, quota.bytes, Some(RATE));
@@ -287,8 +300,9 @@ const UPLOAD: &str = "U\n";
 /// So that the quota lasts for some reconnects and kills.
 const RATE: Rate = Rate { bits_per_second: 40_000_000 };
 const RECONNECTED_EVERY: Duration = Duration::from_secs(2);
-const KILLED_EVERY: Duration = Duration::from_secs(3);
-const KILLS_MAX: u32 = 30;
+/// A relay and a proxy need some seconds to find that reconst is another.
+const KILLED_EVERY: Duration = Duration::from_secs(15);
+const KILLS_MAX: u32 = 12;
 
 const DATAGRAM_BYTES: usize = 1000;
 const DATAGRAMS_A_MILLISECOND: usize = 10;
