@@ -104,14 +104,25 @@ impl Client {
         self.common.share.up.forward(now, &self.up, packets);
     }
 
+    /// Has the client's socket lead to another server. One that leads to that server already stays: its path may have been made at another port.
+    pub(crate) fn lead_to(&mut self, now: Instant, reconst: SocketAddr) {
+        if self.reconst.ip().to_canonical() != reconst.ip().to_canonical() {
+            self.reconst = reconst;
+            self.replace(now);
+        }
+    }
+
     /// Replaces the client's socket if it does not lead anywhere any more. It goes on leading to where its path was made, which
     /// `reconst` serves for a while when the LAN moves: no other port knows that path.
     pub(crate) fn mend(&mut self, now: Instant) {
         let is_broken = self.up.is_broken.load(Ordering::Relaxed);
         let is_due = is_broken && now.saturating_duration_since(self.opened) >= MEND_INTERVAL;
-        if !is_due {
-            return;
+        if is_due {
+            self.replace(now);
         }
+    }
+
+    fn replace(&mut self, now: Instant) {
         self.opened = now;
         let reconst = self.reconst;
         match connect(&self.common.binding, reconst) {

@@ -135,7 +135,10 @@ impl Forwarder {
                     }
                 }
                 Some(judged) = self.judged.recv() => self.admit(judged),
-                Ok(()) = self.upstream.changed() => self.remove_the_removed(),
+                Ok(()) = self.upstream.changed() => {
+                    self.remove_the_removed();
+                    self.lead_the_lost();
+                }
                 _ = tick.tick() => self.tick(),
             }
         }
@@ -239,6 +242,16 @@ impl Forwarder {
             tracing::info!(clients = gone.len(), "served no more: reconst has removed their user");
             self.show();
         }
+    }
+
+    /// Leads clients whose paths are lost to the server that serves their LAN now: it does not know those paths, and tells their other ends so
+    /// (RFC 9000 §10.3), which make new ones.
+    fn lead_the_lost(&mut self) {
+        let upstream = self.upstream.borrow();
+        let Some(data) = upstream.data.filter(|_| upstream.is_data_all && upstream.is_logged_in) else { return };
+        drop(upstream);
+        let now = Instant::now();
+        self.admission.clients_mut().for_each(|client| client.lead_to(now, data));
     }
 
     /// Ends all service a while after `reconst` has ended the relay's membership: until then what is under way arrives.

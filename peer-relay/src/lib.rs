@@ -44,6 +44,7 @@ mod line;
 mod login;
 mod owner;
 mod probe;
+mod servers;
 mod share;
 mod store;
 mod strangers;

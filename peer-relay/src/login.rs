@@ -1,7 +1,7 @@
 //! The relay's login at `reconst` over one line.
 //!
 //! Enters: the profile and the line. Leaves: where the paths of the relay's LAN are served ([`Upstream`]), now and whenever `reconst`
-//! moves it; the line's rates as `reconst` measures them. Meanwhile `reconst` is told that the line is there, which its traffic says as
+//! moves it, to another of its servers as well; the line's rates as `reconst` measures them. Meanwhile `reconst` is told that the line is there, which its traffic says as
 //! well, and that it is about to leave. Always holds: the login runs over the line itself, so that what it reaches the line reaches; a connection that ends is
 //! made again, sooner or later by chance so that the relays of a LAN don't come all at once. Once known, the address stays known while
 //! the login is away: the paths find out for themselves whether the line carries them. It is forgotten only when `reconst` says that this is
@@ -43,6 +43,7 @@ use crate::{
     announcer::LineToAnnounce,
     client::{CarriedStatus, Common},
     line::WanBinding,
+    servers::Servers,
     weights::LineWeights,
 };
 
@@ -59,6 +60,8 @@ pub struct Upstream {
     pub problem: Option<String>,
     /// Certificates that make nobody a user any more, though their time is not over.
     pub removed: Arc<BTreeSet<CertificateMark>>,
+    /// Whether paths that lead elsewhere than to `data` are lost.
+    pub is_data_all: bool,
 }
 
 /// Logs in and stays logged in.
@@ -128,10 +131,20 @@ impl Login {
     pub(crate) async fn run(self, mut line: LoginLine) {
         let mut pause = PAUSE_MIN;
         let mut network = NetworkWatch::new();
-        for target in (0..self.reconst.len()).cycle().map(|index| &self.reconst[index]) {
-            let ended = self.log_in(target, &mut line).await;
+        let Some(first) = self.reconst.first().cloned() else { return };
+        let mut servers = Servers::new(self.reconst.clone(), first);
+        loop {
+            let target = servers.current().clone();
+            let ended = self.log_in(&target, &mut line, &mut servers).await;
             let was_logged_in = self.upstream.borrow().is_logged_in;
-            let problem = format!("{:#}", ended.expect_err("a login only ever ends"));
+            let problem = match ended {
+                Ok(Moves) => {
+                    tracing::info!(line = self.line.0, from = %target, to = %servers.current(), "logging in where the LAN is served");
+                    self.upstream.send_modify(|upstream| upstream.is_logged_in = false);
+                    continue;
+                }
+                Err(error) => format!("{error:#}"),
+            };
             if self.upstream.borrow().problem.as_ref() == Some(&problem) {
                 tracing::debug!(line = self.line.0, reconst = %target, problem, "still not logged in");
             } else {
@@ -142,25 +155,29 @@ impl Login {
                 upstream.problem = Some(problem);
             });
             pause = if was_logged_in { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+            // A server that was not tried lately is tried at once.
+            let failed_ago = servers.on_failed(Instant::now());
+            let wait = failed_ago.map_or(Duration::ZERO, |ago| pause.mul_f64(rand::random_range(0.5..1.0)).saturating_sub(ago));
             tokio::select! {
-                () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => (),
+                () = tokio::time::sleep(wait) => (),
                 // The line may be there again.
                 _ = network.changed() => pause = PAUSE_MIN,
             }
         }
     }
 
-    async fn log_in(&self, target: &Target, line: &mut LoginLine) -> anyhow::Result<std::convert::Infallible> {
-        let address = timeout(CONNECT_TIME, self.resolve(target)).await.context("the name server does not answer")??;
+    async fn log_in(&self, target: &Target, line: &mut LoginLine, servers: &mut Servers) -> anyhow::Result<Moves> {
+        let connect_time = if servers.has_others() { CONNECT_TIME_OF_ONE } else { CONNECT_TIME };
+        let address = timeout(connect_time, self.resolve(target)).await.context("the name server does not answer")??;
         let socket = self.binding.open(address.ip()).with_context(|| format!("can't send over {}", self.binding))?;
         let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
         let connecting = endpoint.connect_with(self.config.clone(), address, SERVER_NAME)?;
-        let connection = timeout(CONNECT_TIME, connecting)
+        let connection = timeout(connect_time, connecting)
             .await
             .with_context(|| format!("reconst at {address} does not answer"))?
             .map_err(|error| explain(&error))?;
         self.standing.send_replace(Some(connection.clone()));
-        let ended = self.stay(&connection, address, line).await;
+        let ended = self.stay(&connection, address, line, servers).await;
         self.standing.send_replace(None);
         if is_denied(&connection) {
             // Who is no relay any more carries for nobody.
@@ -176,7 +193,8 @@ impl Login {
         connection: &quinn::Connection,
         reached: SocketAddr,
         line: &mut LoginLine,
-    ) -> anyhow::Result<std::convert::Infallible> {
+        servers: &mut Servers,
+    ) -> anyhow::Result<Moves> {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| explain(&error))?;
         let mut login = Vec::new();
         FromRelay::Login { version: VERSION, line: self.line.0 }.encode(&mut login);
@@ -192,6 +210,10 @@ impl Login {
         let mut hold = line.announced.hold.clone();
         let mut told = None;
         let mut is_leaving = false;
+        let mut is_all = false;
+        let mut answers = Answers::new(connection, line);
+        let mut look = tokio::time::interval(ANSWERS_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_due = tokio::select! {
                 read = receive.read(&mut bytes) => {
@@ -203,7 +225,16 @@ impl Login {
                     }
                     while let Some(frame) = frames.poll_frame()? {
                         match FromReconst::decode(&frame)? {
-                            Some(FromReconst::Serving(placements)) => self.take(placements, reached).await?,
+                            Some(FromReconst::Serving(placements)) => {
+                                self.take(placements, reached, is_all).await?;
+                                if servers.improve(Instant::now()) {
+                                    return Ok(Moves);
+                                }
+                            }
+                            Some(FromReconst::Nodes(nodes)) => {
+                                is_all = nodes.is_only_here;
+                                servers.on_told(nodes.logins);
+                            }
                             Some(FromReconst::LineRate { up, down }) => line.weights.on_measured(up, down, traffic.most_down()),
                             Some(FromReconst::Removed(certificates)) => {
                                 self.upstream.send_modify(|upstream| upstream.removed = Arc::new(certificates.into_iter().collect()));
@@ -213,7 +244,15 @@ impl Login {
                     }
                     false
                 }
-                _ = tick.tick() => !traffic.has_come_up(line) || told != Some(line.active()),
+                // What asks for no answer says nothing of the server: while none comes, this does.
+                _ = tick.tick() => !traffic.has_come_up(line) || told != Some(line.active()) || answers.silent_for() > line.interval,
+                _ = look.tick() => {
+                    answers.look(connection, line);
+                    if servers.has_others() && answers.silent_for() > SILENT_MAX.max(line.interval * 2) {
+                        bail!("reconst at {reached} does not answer any more");
+                    }
+                    false
+                }
                 Ok(()) = weights.changed() => true,
                 Ok(()) = hold.changed() => true,
                 Ok(()) = line.addresses.changed() => true,
@@ -242,7 +281,7 @@ impl Login {
         }
     }
 
-    async fn take(&self, placements: Vec<Placement>, reached: SocketAddr) -> anyhow::Result<()> {
+    async fn take(&self, placements: Vec<Placement>, reached: SocketAddr, is_data_all: bool) -> anyhow::Result<()> {
         let Some(placement) = placements.into_iter().find(|placement| placement.lan == self.lan) else {
             bail!("reconst does not serve LAN {}", self.lan)
         };
@@ -257,7 +296,7 @@ impl Login {
         }
         self.upstream.send_modify(|upstream| {
             let removed = Arc::clone(&upstream.removed);
-            *upstream = Upstream { data: Some(data), login: Some(reached), is_logged_in: true, problem: None, removed };
+            *upstream = Upstream { data: Some(data), login: Some(reached), is_logged_in: true, problem: None, removed, is_data_all };
         });
         Ok(())
     }
@@ -288,6 +327,36 @@ impl LoginLine {
             state: self.announced.state(),
             interval_ms: u16::try_from(self.interval.as_millis()).unwrap_or(u16::MAX).max(1),
         }
+    }
+}
+
+/// What ends a login in order: there is a better server.
+struct Moves;
+
+/// When something came from the server last, be it for users.
+struct Answers {
+    packets: u64,
+    at: Instant,
+}
+
+impl Answers {
+    fn new(connection: &quinn::Connection, line: &LoginLine) -> Self {
+        Self { packets: Self::packets(connection, line), at: Instant::now() }
+    }
+
+    fn look(&mut self, connection: &quinn::Connection, line: &LoginLine) {
+        let packets = Self::packets(connection, line);
+        if packets != self.packets {
+            *self = Self { packets, at: Instant::now() };
+        }
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.at.elapsed()
+    }
+
+    fn packets(connection: &quinn::Connection, line: &LoginLine) -> u64 {
+        connection.stats().udp_rx.datagrams + line.common.totals.status().down.packets
     }
 }
 
@@ -378,6 +447,16 @@ const WINDOW_BYTES: u32 = 32 * 1024;
 
 /// The longest that a name server or `reconst` is waited for: a modem's line takes seconds to come up.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// The same where there are other servers to try: some round trips of a modem's line that is up.
+const CONNECT_TIME_OF_ONE: Duration = Duration::from_secs(4);
+
+/// A server that has not answered for so long is left for another one, if there is one; what is said every second is answered at once, and the
+/// queue of a line that carries something moves. A mistake costs a login, and no path.
+const SILENT_MAX: Duration = Duration::from_secs(2);
+
+/// How often that is looked at.
+const ANSWERS_LOOK: Duration = Duration::from_millis(250);
 
 /// IPv4's and UDP's headers.
 const HEADER_BYTES: u64 = 28;

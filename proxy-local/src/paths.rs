@@ -2,7 +2,8 @@
 //!
 //! Enters: relays, from the command line or as they announce themselves. Leaves: a session whose flows go over whatever paths are up.
 //! Each relay has a task that asks it for service, connects through it, joins the session, and does so again when the path has ended
-//! or is dead. Two addresses that lead to the same line make one path. If `reconst` has lost the session, a new one begins.
+//! or is dead. Two addresses that lead to the same line make one path. If `reconst` has lost the session, a new one begins; if another of its
+//! servers serves the LAN from now on, flows that are open go on in the session before.
 
 use std::{
     collections::HashMap,
@@ -10,7 +11,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, TokioRuntime};
@@ -363,7 +364,7 @@ impl Inner {
     }
 
     /// Asks the relay for service, connects through it and joins the session.
-    async fn connect(self: &Arc<Self>, address: SocketAddr) -> Result<Joined, PathError> {
+    async fn connect(self: &Arc<Self>, address: SocketAddr, moving: Option<SessionId>) -> Result<Joined, PathError> {
         let socket = UdpSocket::from_std(udp_socket(address.ip())?)?;
         let welcome = lan::request_service(&socket, address, LineNumber::ANY, &self.credentials.signer(), &self.verifier, self.lan).await?;
         let line = self.lease_line((welcome.relay.name.clone(), welcome.line))?;
@@ -395,7 +396,7 @@ impl Inner {
         let joined = tokio::time::timeout(CONNECT_TIME, join::request(&connection, &request)).await;
         let incarnation = match joined.map_err(|_| PathError::NoAnswer(address))? {
             Err(JoinError::UnknownSession) => {
-                self.begin_anew(request.session);
+                self.on_unknown(request.session, moving);
                 return Err(JoinError::UnknownSession.into());
             }
             result => result?,
@@ -403,7 +404,7 @@ impl Inner {
         let mut state = self.lock();
         if state.session.id != request.session || *state.session.incarnation.get_or_insert(incarnation) != incarnation {
             drop(state);
-            self.begin_anew(request.session);
+            self.on_unknown(request.session, moving);
             return Err(JoinError::UnknownSession.into());
         }
         state.routes.insert(id, Route { relay: request.relay, address, line: welcome.line.0 });
@@ -425,16 +426,39 @@ impl Inner {
 
     /// Begins a new session in place of `lost`, whose flows break.
     fn begin_anew(&self, lost: SessionId) {
-        let mut state = self.lock();
-        if state.session.id != lost {
-            return;
+        if let Some(old) = self.replace_session(lost) {
+            tracing::warn!("the session is over: its flows break, a new one begins");
+            old.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is lost");
         }
-        tracing::warn!("the session is over: its flows break, a new one begins");
+    }
+
+    /// Follows the news that the server at the end of a relay's line does not know `session`. If its own server has asked to move, a new session
+    /// begins there, and this one ends with its flows. Else, as long as other paths carry it, that relay does not know yet where the LAN is served.
+    fn on_unknown(&self, session: SessionId, moving: Option<SessionId>) {
+        if moving == Some(session) {
+            if let Some(old) = self.replace_session(session) {
+                tracing::info!("another server of reconst takes over: open flows go on where they are, new ones go there");
+                tokio::spawn(outlast(old));
+            }
+        } else if !self.has_active_path(session) {
+            self.begin_anew(session);
+        }
+    }
+
+    fn has_active_path(&self, session: SessionId) -> bool {
+        let current = self.lock().session.clone();
+        current.id == session && is_carried(&current.handle)
+    }
+
+    fn replace_session(&self, old: SessionId) -> Option<SessionHandle> {
+        let mut state = self.lock();
+        if state.session.id != old {
+            return None;
+        }
         let next = Current::new(self.policy, state.session.next_path);
         let old = std::mem::replace(&mut state.session, next);
         state.routes.clear();
-        drop(state);
-        old.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is lost");
+        Some(old.handle)
     }
 
     /// Remembers why there is no path through the relay at `address`; gives whether that is news.
@@ -446,6 +470,22 @@ impl Inner {
         let problem = Problem { text: error.to_string(), is_refusal };
         self.lock().last_problem.insert(address, problem.clone()) != Some(problem)
     }
+}
+
+/// Ends a session that nothing new is opened in: once its flows are over, or nothing has carried it for [`LOST_AFTER`].
+async fn outlast(session: SessionHandle) {
+    let mut carried_at = Instant::now();
+    while !session.is_closed() && session.open_flows() > 0 && carried_at.elapsed() < LOST_AFTER {
+        tokio::time::sleep(OUTLAST_LOOK).await;
+        if is_carried(&session) {
+            carried_at = Instant::now();
+        }
+    }
+    session.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is over");
+}
+
+fn is_carried(session: &SessionHandle) -> bool {
+    session.path_status().iter().any(|path| path.state == PathState::Active)
 }
 
 impl LineLease {
@@ -487,6 +527,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// How long a handshake through a relay may take: ten of its round trips over a modem.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// A server that has not been heard for so long, over any line, while another serves the LAN, is gone.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+
+/// How often a session that is to end is looked at.
+const OUTLAST_LOOK: Duration = Duration::from_millis(250);
 
 /// What a path is taken to carry before it has been measured, bytes per second: a slow DSL line.
 const UNKNOWN_CAPACITY: f64 = 250_000.0;

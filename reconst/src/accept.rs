@@ -278,6 +278,14 @@ impl Sessions {
         self.open_flows().saturating_sub(self.open_udp_flows())
     }
 
+    /// Ends the sessions of a LAN at once.
+    pub(crate) fn close_lan(&self, lan: LanId, reason: &str) {
+        let entries: Vec<_> = self.inner.lock().extract_if(|key, _| key.0.lan == lan).collect();
+        for (_, entry) in entries {
+            entry.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, reason.as_bytes());
+        }
+    }
+
     /// Ends every session at once.
     pub fn close(&self, reason: &str) {
         let entries: Vec<_> = self.inner.lock().drain().collect();

@@ -18,7 +18,7 @@ use serde::Serialize;
 use shared::{
     community::{
         hello::LineNumber,
-        login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, Placement},
+        login::{self, CloseCode, DataAddress, Frames, FromReconst, FromRelay, Placement},
         member::{CertificateMark, Role},
         probe::{DATAGRAMS_BYTES, Echo, Probe},
     },
@@ -35,6 +35,7 @@ use crate::{
     accounts::{Accounts, Denied, Member, MemberId},
     enrol::Enroller,
     lines::Lines,
+    nodes::{Direction, Nodes},
     roster::{LineKey, Rates, RosterReport},
 };
 
@@ -50,6 +51,8 @@ pub struct Directory {
 struct Shared {
     accounts: Accounts,
     data_addresses: watch::Receiver<DataAddresses>,
+    /// The other servers, if there may be some.
+    nodes: Option<Nodes>,
     enroller: Enroller,
     lines: Lines,
     /// The certificates of each LAN that make nobody a user any more.
@@ -77,10 +80,16 @@ pub struct LoginReport {
 }
 
 impl Directory {
-    /// A directory of `data_addresses`, with no logins yet.
-    pub(crate) fn new(accounts: Accounts, data_addresses: watch::Receiver<DataAddresses>, lines: Lines, enroller: Enroller) -> Self {
+    /// A directory of `data_addresses` here and what the other `nodes` serve, with no logins yet.
+    pub(crate) fn new(
+        accounts: Accounts,
+        data_addresses: watch::Receiver<DataAddresses>,
+        nodes: Option<Nodes>,
+        lines: Lines,
+        enroller: Enroller,
+    ) -> Self {
         let (removed, logins) = (watch::Sender::default(), Mutex::default());
-        Self { shared: Arc::new(Shared { accounts, data_addresses, lines, enroller, removed, logins }) }
+        Self { shared: Arc::new(Shared { accounts, data_addresses, nodes, lines, enroller, removed, logins }) }
     }
 
     /// Follows who is removed, so that relays hear of it, until dropped: looked up once for all logins.
@@ -152,6 +161,15 @@ impl Directory {
 }
 
 impl Shared {
+    /// Where a relay of that LAN is to go now, if that is known.
+    fn direction(&self, lan: LanId) -> Option<Direction> {
+        let here = self.data_addresses.borrow().get(&lan).map(SocketAddr::port);
+        match &self.nodes {
+            Some(nodes) => nodes.direction(lan, here),
+            None => here.map(|port| Direction { data: DataAddress::Here(port), nodes: login::Nodes::default() }),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Logins> {
         self.logins.lock().expect("nothing panics under the lock")
     }
@@ -244,6 +262,9 @@ impl Login {
 
     async fn keep_informed(mut self: Box<Self>) -> anyhow::Result<()> {
         let mut data_addresses = self.shared.data_addresses.clone();
+        // Without other servers nothing changes there.
+        let (_nobody, alone) = watch::channel(Arc::default());
+        let mut view = self.shared.nodes.as_ref().map_or(alone, Nodes::view);
         let mut changes = self.shared.accounts.changes();
         // It ends with the connection.
         tokio::spawn(echo(self.connection.clone(), Instant::now()));
@@ -252,10 +273,12 @@ impl Login {
         let mut told_rates = Rates::default();
         let mut tick = tokio::time::interval(RATES_INTERVAL);
         loop {
-            let address = data_addresses.borrow_and_update().get(&self.member.identity.lan).copied();
-            if address.is_some() && address != told {
-                timeout(SEND_TIME, self.tell(address)).await.context("the relay does not read")??;
-                told = address;
+            data_addresses.mark_unchanged();
+            view.mark_unchanged();
+            let direction = self.shared.direction(self.member.identity.lan);
+            if let Some(direction) = direction.filter(|direction| told.as_ref() != Some(direction)) {
+                timeout(SEND_TIME, self.tell(&direction)).await.context("the relay does not read")??;
+                told = Some(direction);
             }
             let now_removed = removed.borrow_and_update().get(&self.member.identity.lan).cloned().unwrap_or_default();
             if now_removed != told_removed {
@@ -276,6 +299,7 @@ impl Login {
                     }
                 }
                 changed = data_addresses.changed() => changed.context("reconst stops")?,
+                changed = view.changed() => changed.context("reconst stops")?,
                 changed = removed.changed() => changed.context("reconst stops")?,
                 changed = changes.changed() => {
                     changed.context("reconst stops")?;
@@ -295,11 +319,13 @@ impl Login {
         }
     }
 
-    async fn tell(&mut self, address: Option<SocketAddr>) -> anyhow::Result<()> {
-        let lan = self.member.identity.lan;
-        let placements = address.map(|address| Placement { lan, data: DataAddress::Here(address.port()) });
+    async fn tell(&mut self, direction: &Direction) -> anyhow::Result<()> {
         let mut message = Vec::new();
-        FromReconst::Serving(placements.into_iter().collect()).encode(&mut message);
+        if !direction.nodes.logins.is_empty() {
+            FromReconst::Nodes(direction.nodes.clone()).encode(&mut message);
+        }
+        let placement = Placement { lan: self.member.identity.lan, data: direction.data.clone() };
+        FromReconst::Serving(vec![placement]).encode(&mut message);
         Ok(self.send.write_all(&message).await?)
     }
 

@@ -16,6 +16,7 @@ pub mod egress;
 mod enrol;
 pub mod lines;
 mod metrics;
+pub mod nodes;
 pub mod provision;
 pub mod quota;
 pub mod records;
@@ -49,6 +50,8 @@ pub struct Config {
     pub database: Option<Database>,
     /// The address of the login port and of all data ports; relays must reach it. [`any_address`] for all of this host's.
     pub bind: IpAddr,
+    /// What this server can carry, in bits per second, beside the other nodes: with twice as much it gets twice as many LANs.
+    pub capacity_bits_per_second: u64,
     /// The login port, in place of the one in the profiles; 0 lets the system choose, which only a test can use.
     pub login_port_override: Option<u16>,
     /// Whether the system chooses the data ports in place of the LANs' own: for tests, since firewalls don't know them.
@@ -85,6 +88,7 @@ impl Config {
             state_dir: state_dir.into(),
             database: None,
             bind,
+            capacity_bits_per_second: DEFAULT_CAPACITY,
             login_port_override: None,
             has_ephemeral_data_ports: false,
             egress_allow: Vec::new(),
@@ -111,3 +115,6 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
 
 /// Most responses are over by then; service managers kill after 90 s.
 pub const DEFAULT_DRAIN_TIME: Duration = Duration::from_secs(20);
+
+/// An Ethernet interface's.
+pub const DEFAULT_CAPACITY: u64 = 1_000_000_000;

@@ -5,6 +5,7 @@ mod exchange;
 mod flows;
 mod inviting;
 mod limits;
+mod node;
 mod options;
 mod register;
 
@@ -47,6 +48,9 @@ enum Command {
     /// List and withdraw invites
     #[command(subcommand)]
     Invite(inviting::InviteCommand),
+    /// Add, list, drain and remove servers that share one database
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// List who changed what: LANs, members, limits
     Audit(register::Audit),
     /// Write LANs, members and what they may spend as TOML; no keys, nothing of what was used
@@ -125,6 +129,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Command::User(command) => command.execute().await,
             Command::Relay(command) => command.execute().await,
             Command::Invite(command) => command.execute().await,
+            Command::Node(command) => command.execute().await,
             Command::Audit(audit) => audit.execute().await,
             Command::Export(export) => export.execute().await,
             Command::Import(import) => import.execute().await,

@@ -31,6 +31,8 @@ pub(crate) struct Figures {
     pub(crate) refused_flows: u64,
     /// Accounting records dropped since the start.
     pub(crate) dropped_records: u64,
+    /// Servers that share the database and are alive, this one included; 1 if it is alone.
+    pub(crate) nodes: usize,
     /// Seconds since the store last took the counts, 0 if it does.
     pub(crate) behind_seconds: u64,
 }
@@ -55,6 +57,7 @@ impl Figures {
         put("down_bytes_total", "counter", "Payload bytes from content servers.", self.down_bytes);
         put("refused_flows_total", "counter", "Flows refused for a quota or a number of flows.", self.refused_flows);
         put("dropped_records_total", "counter", "Accounting records that the disk was too slow for.", self.dropped_records);
+        put("nodes", "gauge", "Servers that share the member database and are alive.", self.nodes as u64);
         put(
             "store_behind_seconds",
             "gauge",

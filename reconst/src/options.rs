@@ -38,6 +38,9 @@ pub(crate) struct RunOptions {
     /// The address that relays reach this server at [default: all of them]
     #[arg(long, value_name = "IP")]
     bind: Option<IpAddr>,
+    /// What this server can carry, beside the others that share its database: with twice as much it gets twice as many LANs [default: 1G]
+    #[arg(long, value_name = "RATE")]
+    capacity: Option<String>,
     /// A network that users may reach besides the public internet; repeat for more
     #[arg(long, value_name = "CIDR", value_parser = network)]
     #[serde(default)]
@@ -99,6 +102,7 @@ impl RunOptions {
             records: self.records.or(file.records),
             records_days: self.records_days.or(file.records_days),
             record_destinations: self.record_destinations || file.record_destinations,
+            capacity: self.capacity.or(file.capacity),
             drain_time: self.drain_time.or(file.drain_time),
             log_format: self.log_format.or(file.log_format),
             config: self.config,
@@ -121,6 +125,10 @@ impl RunOptions {
             |text: Option<&String>| text.map(|text| text.parse::<Rate>()).transpose().map_err(|error| Failure::config(error.to_string()));
         (config.rate_up, config.rate_down) = (rate(self.rate_up.as_ref())?, rate(self.rate_down.as_ref())?);
         config.missed_max = self.missed_announces.unwrap_or(config.missed_max).max(1);
+        if let Some(capacity) = &self.capacity {
+            let rate = capacity.parse::<Rate>().map_err(|error| Failure::config(format!("--capacity: {error}")))?;
+            config.capacity_bits_per_second = rate.bits_per_second;
+        }
         config.admin = self.admin;
         config.api = self.api;
         if self.records.is_none() && (self.records_days.is_some() || self.record_destinations) {

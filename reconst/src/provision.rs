@@ -27,6 +27,7 @@ use crate::{
         registry::{IssuedTo, Lan},
     },
     authority::Authority,
+    nodes::NodeIdentity,
     state::StateDir,
 };
 
@@ -120,6 +121,39 @@ impl Registrar {
     /// The accounts behind it, to list and remove.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
+    }
+
+    /// Makes the state of another server of this `reconst` at `to`, which relays reach at `public`. New profiles and invites name it as well.
+    ///
+    /// # Errors
+    /// If there is a node of that name, the members are in a file of SQLite, or the directory holds something already.
+    pub async fn add_node(&self, state: &StateDir, database: &Database, node: &NodeIdentity, to: &Path) -> Result<(), Failure> {
+        self.accounts.add_node(&node.name, &node.public).await?;
+        let server = self.authority.issue_server().map_err(no_randomness)?;
+        let made = state.create_node(to, node, &server, database);
+        if let Err(failure) = made {
+            self.accounts.remove_node(&node.name).await?;
+            return Err(failure);
+        }
+        let expires_at = server.expires_at.unix_timestamp().to_string();
+        self.accounts.set_setting(&server_expires_at(Some(&node.name)), &expires_at).await?;
+        let public = self.public.iter().chain([&node.public]).map(Target::to_string).collect::<Vec<_>>().join(" ");
+        Ok(self.accounts.set_setting(PUBLIC, &public).await?)
+    }
+
+    /// Removes a server for good; new profiles and invites don't name it any more.
+    ///
+    /// # Errors
+    /// If there is no node of that name.
+    pub async fn remove_node(&self, name: &Name) -> Result<(), Failure> {
+        let view = self.accounts.nodes().await?;
+        self.accounts.remove_node(name).await?;
+        let Some(node) = view.nodes.iter().find(|node| node.name == *name) else { return Ok(()) };
+        let rest: Vec<String> = self.public.iter().filter(|public| **public != node.public).map(Target::to_string).collect();
+        if !rest.is_empty() {
+            self.accounts.set_setting(PUBLIC, &rest.join(" ")).await?;
+        }
+        Ok(())
     }
 
     /// Adds a LAN, with the next free number and its port unless they are given.
@@ -230,18 +264,23 @@ pub(crate) async fn login_port(accounts: &Accounts) -> Result<u16, Failure> {
     port.ok_or_else(|| Failure::new(Exit::Data, "the login port in the member database is damaged: restore it from a backup"))
 }
 
-/// Replaces `reconst`'s own certificate when it ends soon.
-pub(crate) async fn renew_server_certificate(state: &StateDir, accounts: &Accounts) -> Result<(), Failure> {
-    let expires_at = accounts.setting(SERVER_EXPIRES_AT).await?.and_then(|seconds| seconds.parse().ok());
+/// Replaces `reconst`'s own certificate when it ends soon: that of the server that `init` made, or of the node of that name.
+pub(crate) async fn renew_server_certificate(state: &StateDir, accounts: &Accounts, node: Option<&Name>) -> Result<(), Failure> {
+    let setting = server_expires_at(node);
+    let expires_at = accounts.setting(&setting).await?.and_then(|seconds| seconds.parse().ok());
     let expires_at = expires_at.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     if expires_at.is_some_and(|at| at - OffsetDateTime::now_utc() > RENEWED_BEFORE) {
         return Ok(());
     }
     let server = state.authority()?.issue_server().map_err(no_randomness)?;
     state.keep_server_certificate(&server)?;
-    accounts.set_setting(SERVER_EXPIRES_AT, &server.expires_at.unix_timestamp().to_string()).await?;
+    accounts.set_setting(&setting, &server.expires_at.unix_timestamp().to_string()).await?;
     tracing::info!(until = %server.expires_at.date(), "renewed the server's certificate");
     Ok(())
+}
+
+fn server_expires_at(node: Option<&Name>) -> String {
+    node.map_or_else(|| SERVER_EXPIRES_AT.to_owned(), |node| format!("{SERVER_EXPIRES_AT}/{node}"))
 }
 
 fn no_randomness(error: rcgen::Error) -> Failure {

@@ -8,6 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use reconst::{
+    Database,
     accounts::{Limits, registry::Listed},
     provision::{DEFAULT_LOGIN_PORT, MEMBER_VALIDITY, Registrar},
     state::create_secret,
@@ -59,9 +60,14 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// The database that was named, in place of the one that the state names.
+    pub(crate) fn database(&self) -> Result<Option<Database>, Failure> {
+        database::chosen(self.database.as_deref(), None)
+    }
+
     /// Opens what `init` made.
     pub(crate) async fn open(&self) -> Result<Registrar, Failure> {
-        let database = database::chosen(self.database.as_deref(), None)?;
+        let database = self.database()?;
         Ok(Registrar::open_with(&self.state, database.as_ref()).await?.acting_as(&person()))
     }
 }
@@ -157,6 +163,16 @@ pub(crate) enum LanCommand {
         /// The UDP port on which its paths are served from now on
         #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
         data_port: u16,
+    },
+    /// Say which of several servers is to serve a LAN, also while they run; what is open goes on where it is
+    Place {
+        /// The LAN's name
+        name: Name,
+        #[command(flatten)]
+        state: State,
+        /// The node, as in `reconst node list`; `any` leaves it to them
+        #[arg(long, value_name = "NAME", value_parser = node)]
+        node: NodeName,
     },
     /// Remove a LAN and all its members
     Remove {
@@ -314,6 +330,13 @@ impl LanCommand {
                 let before = state.open().await?.move_lan(&name, data_port).await?;
                 println!("moved LAN {name} ({}) from UDP port {} to {data_port}; let UDP in there", before.id, before.data_port);
             }
+            Self::Place { name, state, node: NodeName(node) } => {
+                state.open().await?.accounts().want_lan_on(&name, node.as_ref()).await.map_err(Failure::from)?;
+                match node {
+                    Some(node) => println!("LAN {name} is served by node {node} while that is there"),
+                    None => println!("LAN {name} may be served by any node"),
+                }
+            }
             Self::Remove { name, state } => {
                 state.open().await?.accounts().remove_lan(&name).await.map_err(Failure::from)?;
                 println!("removed LAN {name} and its members");
@@ -431,6 +454,14 @@ impl OldMember {
         println!("removed {role} {} of LAN {}", self.name, self.lan);
         Ok(())
     }
+}
+
+/// A node, or any.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeName(Option<Name>);
+
+fn node(text: &str) -> Result<NodeName, String> {
+    if text == "any" { Ok(NodeName(None)) } else { text.parse().map(|name| NodeName(Some(name))).map_err(|error| format!("{error}")) }
 }
 
 /// A user, or nobody.

@@ -26,7 +26,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use crate::{
     Config,
     accept::Sessions,
-    accounts::{Accounts, Claim},
+    accounts::{Accounts, Claim, nodes::Load},
     api::{self, Api},
     data_ports::DataPorts,
     dedicated::DedicatedPorts,
@@ -35,11 +35,12 @@ use crate::{
     enrol::Enroller,
     lines::Lines,
     metrics::Figures,
+    nodes::{Beating, NodeIdentity, Nodes},
     provision::{self, Registrar},
     quota::Keeper,
     records::{Records, Writer},
     sockets,
-    state::StateDir,
+    state::{FIRST_NODE, StateDir},
 };
 
 /// A `reconst` whose ports are bound and served.
@@ -60,6 +61,9 @@ pub struct Running {
     lines: Lines,
     crediting: JoinHandle<()>,
     keeping: JoinHandle<()>,
+    /// Tells the other servers that this one is there.
+    beating: Option<JoinHandle<()>>,
+    nodes: Option<Nodes>,
     records: Option<Writer>,
     drain_time: Duration,
     shutdown: Shutdown,
@@ -76,7 +80,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let kept = state.database()?;
     let accounts = Accounts::open(config.database.as_ref().unwrap_or(&kept)).await.map_err(Failure::from)?;
     let claims = (state.claim()?, accounts.claim().await.map_err(Failure::from)?);
-    provision::renew_server_certificate(&state, &accounts).await?;
+    let identity = state.node()?;
+    provision::renew_server_certificate(&state, &accounts, identity.as_ref().map(|node| &node.name)).await?;
     let (authority, server) = (state.authority_pem()?, state.server_certificate()?);
     let unusable = |error| Failure::new(Exit::Data, format!("the certificates in {}: {error}", config.state_dir.display()));
     let enroller = Enroller::new(accounts.clone(), state.authority()?, provision::public(&accounts).await?);
@@ -100,7 +105,12 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         }
         None => (None, None),
     };
-    let keeper = Keeper::new(accounts.clone(), config.rate_up, config.rate_down);
+    let nodes = match accounts.takes_several_nodes() {
+        true => Some(join_nodes(&accounts, identity, config.capacity_bits_per_second).await?),
+        false => None,
+    };
+    let (nodes, beating) = nodes.unzip();
+    let keeper = Keeper::of_node(accounts.clone(), config.rate_up, config.rate_down, nodes.clone());
     let (dedicated, udp_idle) = (DedicatedPorts::recorded(records), config.udp_idle);
     let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, enroller.clone(), dedicated, config.scheduler, udp_idle);
 
@@ -108,22 +118,26 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         Some(port) => port,
         None => provision::login_port(&accounts).await?,
     };
+    let secret = state.shared_secret()?;
     let login_at = SocketAddr::new(config.bind, login_port);
     let login_failure = |error| bind_failure(login_at, "--bind", &error);
     let login_crypto = login_port_crypto(&authority, &server.certificate_pem, &server.key_pem).map_err(unusable)?;
-    let login_endpoint = sockets::serve_at(login_at, directory::server_config(login_crypto)).map_err(login_failure)?;
+    let login_endpoint = sockets::serve_at(login_at, directory::server_config(login_crypto), &secret).map_err(login_failure)?;
     let login_address = login_endpoint.local_addr().map_err(login_failure)?;
 
     let path_crypto = server_crypto(&authority, &server.certificate_pem, &server.key_pem, PATH_ALPN).map_err(unusable)?;
-    let mut data_ports = DataPorts::new(config.bind, config.has_ephemeral_data_ports, path_crypto, sessions.clone());
-    let lans = accounts.lans().await.map_err(Failure::from)?;
-    data_ports.serve(&lans)?;
-    if lans.is_empty() {
+    let mut data_ports = DataPorts::new(config.bind, config.has_ephemeral_data_ports, path_crypto, secret, sessions.clone());
+    let lans = match &nodes {
+        Some(nodes) => nodes.lans_here(),
+        None => accounts.lans().await.map_err(Failure::from)?,
+    };
+    data_ports.serve(&lans, |_| None)?;
+    if lans.is_empty() && nodes.is_none() {
         tracing::warn!("there is no LAN to serve yet: add one with `reconst lan add NAME --state {}`", config.state_dir.display());
     }
     let data_addresses = data_ports.addresses();
     let lines = Lines::new(config.missed_max);
-    let directory = Directory::new(accounts.clone(), data_addresses.clone(), lines.clone(), enroller);
+    let directory = Directory::new(accounts.clone(), data_addresses.clone(), nodes.clone(), lines.clone(), enroller);
     let following_lines = tokio::spawn(lines.clone().follow(sessions.clone()));
     let crediting = tokio::spawn({
         let (lines, accounts, keeper) = (lines.clone(), accounts.clone(), keeper.clone());
@@ -139,11 +153,11 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     tokio::spawn(directory.clone().serve(login_endpoint.clone(), shutdown.clone()));
     if let Some(listener) = admin {
         let (sessions, keeper, directory) = (sessions.clone(), keeper.clone(), directory.clone());
-        let data_addresses = data_addresses.clone();
+        let (data_addresses, nodes) = (data_addresses.clone(), nodes.clone());
         let page = move |path: &str| match path {
             "/status" => Some(Page::Json(status(&sessions, &keeper, &directory, &data_addresses, login_address))),
             "/flows" => Some(Page::Json(json!(sessions.dedicated_ports().report()))),
-            "/metrics" => Some(Page::Text(figures(&sessions, &keeper, &directory, &data_addresses).text())),
+            "/metrics" => Some(Page::Text(figures(&sessions, &keeper, &directory, &data_addresses, nodes.as_ref()).text())),
             "/readyz" => Some(match keeper.behind() {
                 None => Page::Text("ready\n".into()),
                 Some(behind) => Page::Unwell(format!("the member database has not answered for {} s\n", behind.as_secs())),
@@ -155,8 +169,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     if let Some(listener) = api_listener {
         let figures = {
             let (sessions, keeper, directory) = (sessions.clone(), keeper.clone(), directory.clone());
-            let data_addresses = data_addresses.clone();
-            move || figures(&sessions, &keeper, &directory, &data_addresses)
+            let (data_addresses, nodes) = (data_addresses.clone(), nodes.clone());
+            move || figures(&sessions, &keeper, &directory, &data_addresses, nodes.as_ref())
         };
         let api = Api {
             registrar: Registrar::of(&state, accounts.clone()).await?.acting_as("api"),
@@ -174,12 +188,27 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         }
     });
     let keeping = tokio::spawn(keeper.clone().run());
+    let beating = nodes.clone().zip(beating).map(|(nodes, beating)| {
+        let (keeper, sessions) = (keeper.clone(), sessions.clone());
+        let mut seen = (Instant::now(), 0, 0.0);
+        let load = move || load(&keeper, &sessions, &mut seen);
+        tokio::spawn(nodes.run(beating, load, shutdown.clone()))
+    });
     let serving_lans = tokio::spawn({
-        let (accounts, shutdown) = (accounts.clone(), shutdown.clone());
+        let (accounts, nodes, shutdown, drain_time) = (accounts.clone(), nodes.clone(), shutdown.clone(), config.drain_time);
         async move {
+            let drained = async {
+                shutdown.draining().await;
+                if let Some(nodes) = &nodes {
+                    nodes.hand_over(drain_time).await;
+                }
+            };
             tokio::select! {
-                () = data_ports.follow(&accounts) => {}
-                () = shutdown.draining() => {}
+                () = data_ports.follow(&accounts, nodes.as_ref()) => {}
+                () = drained => {}
+            }
+            if let Some(nodes) = &nodes {
+                let _ = data_ports.serve(&nodes.lans_here(), |lan| nodes.moved_away(lan));
             }
             data_ports.stop_accepting();
             data_ports
@@ -201,6 +230,8 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         lines,
         crediting,
         keeping,
+        beating,
+        nodes,
         records: writer,
         drain_time: config.drain_time,
         shutdown,
@@ -266,6 +297,10 @@ impl Running {
         credit(&self.lines, &self.accounts, &self.keeper).await;
         self.keeping.abort();
         self.keeper.keep().await;
+        if let (Some(nodes), Some(beating)) = (self.nodes, self.beating) {
+            beating.abort();
+            nodes.leave().await;
+        }
         self.accounts.close().await;
         if let Some(writer) = self.records {
             let _ = tokio::task::spawn_blocking(|| writer.end()).await;
@@ -273,6 +308,35 @@ impl Running {
         tracing::info!("reconst has stopped");
         Ok(())
     }
+}
+
+/// Registers this server beside the others; the one that `init` made is at the first public address.
+async fn join_nodes(
+    accounts: &Accounts,
+    identity: Option<NodeIdentity>,
+    capacity_bits_per_second: u64,
+) -> Result<(Nodes, Beating), Failure> {
+    let identity = match identity {
+        Some(identity) => identity,
+        None => {
+            let public = provision::public(accounts).await?.into_iter().next();
+            let public =
+                public.ok_or_else(|| Failure::new(Exit::Data, "the member database has no public address: restore it from a backup"))?;
+            NodeIdentity { name: FIRST_NODE.parse().expect("a name"), public }
+        }
+    };
+    Ok(Nodes::join(accounts, identity, capacity_bits_per_second).await?)
+}
+
+/// What this server carries, smoothed; `seen` is when it was looked at and the bytes until then.
+fn load(keeper: &Keeper, sessions: &Sessions, seen: &mut (Instant, u64, f64)) -> Load {
+    let figures = keeper.figures();
+    let (now, bytes) = (Instant::now(), figures.up_bytes + figures.down_bytes);
+    let seconds = now.duration_since(seen.0).as_secs_f64().max(1e-3);
+    let rate = (bytes - seen.1) as f64 * 8.0 / seconds;
+    let smoothed = seen.2 + (rate - seen.2) * (seconds / LOAD_OVER.as_secs_f64()).min(1.0);
+    *seen = (now, bytes, smoothed);
+    Load { bits_per_second: smoothed as u64, sessions: sessions.incarnations().len() as u64 }
 }
 
 /// Keeps what the relays have carried.
@@ -294,7 +358,13 @@ async fn flows_are_over(sessions: &Sessions, at_most: Duration) {
     }
 }
 
-fn figures(sessions: &Sessions, keeper: &Keeper, directory: &Directory, data_addresses: &watch::Receiver<DataAddresses>) -> Figures {
+fn figures(
+    sessions: &Sessions,
+    keeper: &Keeper,
+    directory: &Directory,
+    data_addresses: &watch::Receiver<DataAddresses>,
+    nodes: Option<&Nodes>,
+) -> Figures {
     let (kept, reports) = (keeper.figures(), sessions.report());
     Figures {
         lans: data_addresses.borrow().len(),
@@ -310,6 +380,7 @@ fn figures(sessions: &Sessions, keeper: &Keeper, directory: &Directory, data_add
         down_bytes: kept.down_bytes,
         refused_flows: kept.refused_flows,
         dropped_records: sessions.dedicated_ports().dropped_records(),
+        nodes: nodes.map_or(1, |nodes| nodes.view().borrow().nodes.iter().filter(|node| node.is_alive()).count()),
         behind_seconds: keeper.behind().map_or(0, |behind| behind.as_secs()),
     }
 }
@@ -336,6 +407,9 @@ fn status(
 
 /// For the last packet to go out; it is not waited for that it arrives.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
+
+/// A server's load is that of the last minute: a single download moves no LAN.
+const LOAD_OVER: Duration = Duration::from_secs(60);
 
 /// What a crash loses of the relays' credit.
 const CREDITED_EVERY: Duration = Duration::from_secs(10);

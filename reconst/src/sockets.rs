@@ -7,16 +7,16 @@ use std::{
 };
 
 use quinn::{Endpoint, TokioRuntime};
-use shared::link::{path_socket::PathSocket, transport::path_endpoint};
+use shared::link::{path_socket::PathSocket, transport::server_endpoint};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// A QUIC server on a new socket at `address`; at `::` it takes IPv4 too.
+/// A QUIC server on a new socket at `address`; at `::` it takes IPv4 too. Servers with the same `secret` know each other's connections.
 ///
 /// # Errors
 /// If the address can't be bound.
-pub(crate) fn serve_at(address: SocketAddr, config: quinn::ServerConfig) -> io::Result<Endpoint> {
+pub(crate) fn serve_at(address: SocketAddr, config: quinn::ServerConfig, secret: &[u8]) -> io::Result<Endpoint> {
     let socket = PathSocket::new(udp_socket(address)?)?;
-    Endpoint::new_with_abstract_socket(path_endpoint(), Some(config), socket, Arc::new(TokioRuntime))
+    Endpoint::new_with_abstract_socket(server_endpoint(secret), Some(config), socket, Arc::new(TokioRuntime))
 }
 
 fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {

@@ -8,6 +8,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use shared::service::{Exit, Failure, read_secret};
@@ -15,6 +16,7 @@ use shared::service::{Exit, Failure, read_secret};
 use crate::{
     accounts::Database,
     authority::{Authority, Issued},
+    nodes::NodeIdentity,
 };
 
 /// A state directory by its path.
@@ -111,7 +113,25 @@ impl StateDir {
             database @ Database::Postgres(_) => copy.choose_database(Some(&database))?,
             Database::File(_) => copy.choose_database(None)?,
         }
+        if let Some(node) = self.node()? {
+            copy.keep_node(&node)?;
+        }
         Ok(copy)
+    }
+
+    /// Makes the state of another node at `path`: the same authority, a certificate of its own.
+    ///
+    /// # Errors
+    /// If something can't be read or written, or the members are in a file, which other servers don't have.
+    pub(crate) fn create_node(&self, path: &Path, node: &NodeIdentity, server: &Issued, database: &Database) -> Result<Self, Failure> {
+        let other = Self::create(path)?;
+        for (name, mode) in [(AUTHORITY_KEY, 0o600), (AUTHORITY_CERTIFICATE, 0o644)] {
+            create(&path.join(name), &self.read(name)?, mode)?;
+        }
+        other.keep_server_certificate(server)?;
+        other.choose_database(Some(database))?;
+        other.keep_node(node)?;
+        Ok(other)
     }
 
     /// The token of the admin API, made when it is asked for first.
@@ -180,6 +200,37 @@ impl StateDir {
         })
     }
 
+    /// What all nodes of this `reconst` know and nobody else does.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub(crate) fn shared_secret(&self) -> Result<Arc<[u8]>, Failure> {
+        Ok(self.read(AUTHORITY_KEY)?.into_bytes().into())
+    }
+
+    /// The node that this server is, if the state was made for one; the server that `reconst init` made is [`FIRST_NODE`].
+    ///
+    /// # Errors
+    /// If that can't be read.
+    pub fn node(&self) -> Result<Option<NodeIdentity>, Failure> {
+        let path = self.path.join(NODE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = self.read(NODE)?;
+        let damaged = || Failure::new(Exit::Data, format!("{} is damaged: make the state anew with `reconst node add`", path.display()));
+        let (name, public) = text.trim().split_once(' ').ok_or_else(damaged)?;
+        Ok(Some(NodeIdentity { name: name.parse().map_err(|_| damaged())?, public: public.parse().map_err(|_| damaged())? }))
+    }
+
+    /// Notes which node this server is.
+    ///
+    /// # Errors
+    /// If that is noted already, or can't be written.
+    pub(crate) fn keep_node(&self, node: &NodeIdentity) -> Result<(), Failure> {
+        create(&self.path.join(NODE), &format!("{} {}\n", node.name, node.public), 0o644)
+    }
+
     /// The authority's certificate, PEM.
     ///
     /// # Errors
@@ -208,6 +259,9 @@ impl StateDir {
         fs::rename(&new, &path).map_err(|error| failure("write", &path, &error))
     }
 }
+
+/// The name of the server that `reconst init` made.
+pub const FIRST_NODE: &str = "main";
 
 /// Writes a new file of mode 0600.
 ///
@@ -248,6 +302,7 @@ const SERVER_CERTIFICATE: &str = "server.pem";
 const DATABASE: &str = "members.db";
 const DATABASE_URL: &str = "database";
 const CLAIM: &str = "running.lock";
+const NODE: &str = "node";
 const API_TOKEN: &str = "api-token";
 
 /// Nobody guesses that.

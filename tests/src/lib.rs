@@ -5,10 +5,12 @@
 //! * [`stream`], [`content`] and [`load`]: a content server and its clients, every byte checked.
 //! * [`program`] and [`neighbourhood`]: the three programs put together over such lines.
 //! * [`process`] and [`hosts`]: the programs, and other systems, on hosts of their own: network namespaces.
+//! * [`cluster`]: several nodes of `reconst` as processes on one PostgreSQL.
 //! * [`mod@bench`]: figures of a scene; [`cost`]: processor time and memory without any lines.
 //! * [`simulation`]: both session cores in virtual time.
 
 pub mod bench;
+pub mod cluster;
 pub mod content;
 pub mod cost;
 pub mod hosts;

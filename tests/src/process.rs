@@ -60,6 +60,20 @@ impl Process {
         Ok(kib * 1024)
     }
 
+    /// Asks it to stop, by SIGTERM.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        Ok(rustix::process::kill_process(id.context("no process id")?, rustix::process::Signal::TERM)?)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
     /// The last lines of what it printed.
     pub fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();

@@ -63,7 +63,7 @@ enum Next {
 pub(super) async fn keep(inner: Arc<Inner>, address: SocketAddr, mut orders: mpsc::Receiver<Order>) {
     let mut pause = Duration::ZERO;
     loop {
-        let Some(mut joined) = connect(&inner, address, pause, &mut orders).await else { return };
+        let Some(mut joined) = connect(&inner, address, None, pause, &mut orders).await else { return };
         pause = loop {
             tracing::info!(%address, id = %joined.id, "path up");
             let (session, connection) = (joined.session.clone(), joined.connection.clone());
@@ -81,7 +81,8 @@ pub(super) async fn keep(inner: Arc<Inner>, address: SocketAddr, mut orders: mps
                 Next::Replaced(next) => joined = next,
                 Next::Succeeded(next) => {
                     let left = std::mem::replace(&mut joined, next);
-                    tokio::spawn(left.leave());
+                    // Another server does not know the session: its flows end where they are.
+                    if left.session_id == joined.session_id { drop(tokio::spawn(left.leave())) } else { drop(tokio::spawn(left.outlast())) }
                 }
                 Next::Left => {
                     tokio::spawn(joined.leave());
@@ -132,19 +133,26 @@ async fn succeed(
 ) -> Next {
     joined.line.release();
     tokio::select! {
-        next = connect(inner, address, Duration::ZERO, orders) => next.map_or(Next::LeftForGood, Next::Succeeded),
+        next = connect(inner, address, Some(joined.session_id), Duration::ZERO, orders) => next.map_or(Next::LeftForGood, Next::Succeeded),
         ended = running => ended.map_or(Next::Ended(quinn::ConnectionError::LocallyClosed), Next::Ended),
     }
 }
 
-/// Connects until it succeeds, ever more rarely, from after `pause` on; none if it was ordered to end.
-async fn connect(inner: &Arc<Inner>, address: SocketAddr, pause: Duration, orders: &mut mpsc::Receiver<Order>) -> Option<Joined> {
+/// Connects until it succeeds, ever more rarely, from after `pause` on; none if it was ordered to end. `moving` is the session of the path that
+/// it is to take the place of.
+async fn connect(
+    inner: &Arc<Inner>,
+    address: SocketAddr,
+    moving: Option<SessionId>,
+    pause: Duration,
+    orders: &mut mpsc::Receiver<Order>,
+) -> Option<Joined> {
     let mut wait = pause;
     let mut pause = FIRST_PAUSE;
     loop {
         let attempt = async {
             sleep(wait).await;
-            inner.connect(address).await
+            inner.connect(address, moving).await
         };
         let attempted = tokio::select! {
             attempted = attempt => attempted,
@@ -197,7 +205,7 @@ async fn replacement(inner: &Arc<Inner>, address: SocketAddr, joined: &Joined, h
             continue;
         }
         joined.line.release();
-        match inner.connect(address).await {
+        match inner.connect(address, None).await {
             Ok(other) if joined.session.path_state(joined.id) != Some(PathState::Active) => return other,
             Ok(other) => other.connection.close(VarInt::from_u32(CLOSE_LEAVING), b"the path has come back"),
             Err(error) => {
@@ -239,6 +247,17 @@ impl Joined {
         }
         tracing::info!(id = %self.id, "path left");
     }
+
+    /// Carries on for the flows of a session that is over at another server than the one where the next one is, and for nothing new.
+    async fn outlast(self) {
+        self.line.release();
+        let mut count = self.session.path_count();
+        tokio::select! {
+            _ = self.connection.closed() => {}
+            _ = count.wait_for(|count| count.is_closed) => {}
+        }
+        tracing::info!(id = %self.id, "path of the session before is over");
+    }
 }
 
 impl Drop for Joined {
@@ -248,9 +267,11 @@ impl Drop for Joined {
     }
 }
 
-/// Whether `reconst` has ended the whole session by closing a path that had joined: the user was removed, a rule was broken, or it stops.
+/// Whether `reconst` has ended the whole session by closing a path that had joined: the user was removed, a rule was broken, or it stops; or does
+/// not know the path any more, since it was started anew or its LAN's server has died.
 fn ends_session(error: &quinn::ConnectionError) -> bool {
-    matches!(error, quinn::ConnectionError::ApplicationClosed(close) if close.error_code != VarInt::from_u32(CLOSE_MOVED))
+    matches!(error, quinn::ConnectionError::Reset)
+        || matches!(error, quinn::ConnectionError::ApplicationClosed(close) if close.error_code != VarInt::from_u32(CLOSE_MOVED))
 }
 
 /// The pauses between attempts.

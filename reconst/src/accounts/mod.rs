@@ -12,7 +12,10 @@ mod database;
 pub mod exchange;
 pub mod invites;
 pub mod lan_accounts;
+pub mod leases;
 pub mod ledger;
+pub mod nodes;
+pub mod nodes_report;
 pub mod registry;
 mod renewals;
 pub mod report;
@@ -179,8 +182,28 @@ pub enum AccountsError {
         name: Name,
     },
     /// Another reconst keeps counts there.
-    #[error("another reconst serves this member database: end it first")]
+    #[error("a reconst of an earlier version serves this member database, which knows of no other server: end it first")]
     Claimed,
+    /// A node of that name.
+    #[error("there is a node {0} already: choose another name, or remove that one first with `reconst node remove {0}`")]
+    NodeExists(Name),
+    /// No node of that name.
+    #[error("there is no node {0}: see `reconst node list`")]
+    NoNode(Name),
+    /// A node of that name that runs.
+    #[error("another reconst runs as node {0}: end it first, or make this one a node of its own with `reconst node add`")]
+    NodeClaimed(Name),
+    /// A node that was removed.
+    #[error("node {0} was removed: make this server a node again with `reconst node add`, by another name")]
+    NodeRemoved(Name),
+    /// A node whose run was ended by another's.
+    #[error("this node was removed, or another reconst runs in its name")]
+    NodeOver,
+    /// SQLite.
+    #[error(
+        "several servers share their members in PostgreSQL, and these are in a file of SQLite: make the state with `reconst init --database-file FILE`"
+    )]
+    OneNode,
     /// The store holds what it can't, or is of a later version.
     #[error("the member database is damaged or of a later version ({0}): restore it from a backup or upgrade reconst")]
     Damaged(String),
@@ -193,7 +216,9 @@ impl From<AccountsError> for Failure {
     fn from(error: AccountsError) -> Self {
         let exit = match &error {
             AccountsError::Damaged(_) => Exit::Data,
-            AccountsError::Database(_) | AccountsError::Claimed => Exit::Unavailable,
+            AccountsError::Database(_) | AccountsError::Claimed | AccountsError::NodeClaimed(_) | AccountsError::NodeOver => {
+                Exit::Unavailable
+            }
             _ => Exit::Config,
         };
         Self::new(exit, error.to_string())

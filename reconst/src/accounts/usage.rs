@@ -20,8 +20,11 @@ impl Accounts {
     /// # Errors
     /// If the store does not answer.
     pub async fn used(&self, user: MemberId) -> Result<BTreeMap<UnixSeconds, Used>, AccountsError> {
-        let sql = "SELECT period_start, up_bytes, down_bytes FROM usage WHERE member_id = $1 ORDER BY period_start DESC LIMIT 4";
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(sql).bind(user.0).fetch_all(&self.pool).await?;
+        let sql = format!(
+            "SELECT period_start, CAST(SUM(up_bytes) AS BIGINT), CAST(SUM(down_bytes) AS BIGINT) FROM ({ALL_USAGE}) counted
+             WHERE member_id = $1 GROUP BY period_start ORDER BY period_start DESC LIMIT 4"
+        );
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).bind(user.0).fetch_all(&self.pool).await?;
         rows.into_iter().map(|(start, up, down)| Ok((UnixSeconds(start), Used { up: number(up)?, down: number(down)? }))).collect()
     }
 
@@ -30,10 +33,12 @@ impl Accounts {
     /// # Errors
     /// If the store does not answer.
     pub async fn latest_used(&self) -> Result<BTreeMap<MemberId, (UnixSeconds, Used)>, AccountsError> {
-        let sql = "SELECT u.member_id, u.period_start, u.up_bytes, u.down_bytes FROM usage u
-                   JOIN (SELECT member_id, max(period_start) AS period_start FROM usage GROUP BY member_id) latest
-                   ON latest.member_id = u.member_id AND latest.period_start = u.period_start";
-        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(sql).fetch_all(&self.pool).await?;
+        let sql = format!(
+            "SELECT u.member_id, u.period_start, CAST(SUM(u.up_bytes) AS BIGINT), CAST(SUM(u.down_bytes) AS BIGINT) FROM ({ALL_USAGE}) u
+             JOIN (SELECT member_id, max(period_start) AS period_start FROM ({ALL_USAGE}) counted GROUP BY member_id) latest
+             ON latest.member_id = u.member_id AND latest.period_start = u.period_start GROUP BY u.member_id, u.period_start"
+        );
+        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.pool).await?;
         let used = |(user, start, up, down)| Ok((MemberId(user), (UnixSeconds(start), Used { up: number(up)?, down: number(down)? })));
         rows.into_iter().map(used).collect()
     }
@@ -144,6 +149,10 @@ fn limits((quota, length, zone, counts, throttle, rate_up, rate_down, max_flows)
 pub(super) fn stored(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
+
+/// What was counted by a server alone, and by each node.
+const ALL_USAGE: &str = "SELECT member_id, period_start, up_bytes, down_bytes FROM usage
+                         UNION ALL SELECT member_id, period_start, up_bytes, down_bytes FROM node_usage";
 
 /// A user's row takes some 100 µs to ask for, all of ten thousand a good part of a second.
 const ASKED_ONE_BY_ONE: usize = 200;

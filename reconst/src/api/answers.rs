@@ -63,7 +63,9 @@ impl IntoResponse for ApiError {
 impl From<AccountsError> for ApiError {
     fn from(error: AccountsError) -> Self {
         let (status, code) = match &error {
-            AccountsError::NoLan(_) | AccountsError::NoMember { .. } | AccountsError::NoInvite(_) => (StatusCode::NOT_FOUND, "not-found"),
+            AccountsError::NoLan(_) | AccountsError::NoMember { .. } | AccountsError::NoInvite(_) | AccountsError::NoNode(_) => {
+                (StatusCode::NOT_FOUND, "not-found")
+            }
             AccountsError::Database(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
             AccountsError::Damaged(_) | AccountsError::Claimed => (StatusCode::INTERNAL_SERVER_ERROR, "store-damaged"),
             _ => (StatusCode::CONFLICT, "conflict"),

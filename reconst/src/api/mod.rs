@@ -9,6 +9,7 @@ mod exchange;
 mod lans;
 mod live;
 mod members;
+mod nodes;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -102,6 +103,10 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/lans/{lan}/relays/{name}/invites", post(members::invite_relay))
         .route("/v1/export", get(exchange::export))
         .route("/v1/import", post(exchange::import).layer(DefaultBodyLimit::max(exchange::DOCUMENT_BYTES_MAX)))
+        .route("/v1/lans/{lan}/node", put(nodes::place))
+        .route("/v1/nodes", get(nodes::list))
+        .route("/v1/nodes/{name}", delete(nodes::remove))
+        .route("/v1/nodes/{name}/drain", put(nodes::drain).delete(nodes::resume))
         .route("/v1/sessions", get(live::sessions))
         .route("/v1/flows", get(live::flows))
         .route("/v1/audit", get(live::audit))

@@ -8,6 +8,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use shared::{
+    community::quota::Refused,
     link::{parcels::ParcelPort, stream::FlowStream, udp_port::UdpPort},
     target::{Host, Target},
 };
@@ -79,17 +80,21 @@ pub(crate) async fn carry(
         tokio::select! {
             parcel = flow.parcels.receive(), if waiting_up.is_none() => {
                 let Ok((target, payload)) = parcel else { return Ok(Ended::ByProxy) };
-                if up.take(payload.len()).is_err() {
-                    return Ok(Ended::UsedUp);
+                match up.take(payload.len()) {
+                    Ok(()) => waiting_up = Some((target, payload)),
+                    // It is lost, as one that comes faster than the rate is.
+                    Err(Refused::NotYet) => {}
+                    Err(_) => return Ok(Ended::UsedUp),
                 }
-                waiting_up = Some((target, payload));
             }
             arrived = flow.port.receive(), if waiting_down.is_none() => {
                 let (from, payload) = arrived?;
-                if down.take(payload.len()).is_err() {
-                    return Ok(Ended::UsedUp);
+                match down.take(payload.len()) {
+                    Ok(()) => waiting_down = Some((from, payload)),
+                    // It is lost, as one that comes faster than the rate is.
+                    Err(Refused::NotYet) => {}
+                    Err(_) => return Ok(Ended::UsedUp),
                 }
-                waiting_down = Some((from, payload));
             }
             () = up.turn(), if waiting_up.is_some() => {}
             () = down.turn(), if waiting_down.is_some() => {}

@@ -104,11 +104,15 @@ impl FlowMeter {
 
 impl Meter for FlowMeter {
     fn poll_grant(&mut self, context: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        if self.ending.is_none() {
+        while self.ending.is_none() {
             match self.take(wanted) {
                 Ok(()) => {
                     let granted = ready!(self.poll_turn(context));
                     return Poll::Ready(Ok(wanted.min(granted as usize)));
+                }
+                Err(Refused::NotYet) => {
+                    self.sleep.as_mut().reset(tokio::time::Instant::now() + LEASE_LOOK);
+                    ready!(self.sleep.as_mut().poll(context));
                 }
                 Err(refused) => self.ending = Some(Ending { refused, undelivered: u64::MAX, moved_at: Instant::now() }),
             }
@@ -209,6 +213,9 @@ impl Drop for ParcelMeter {
 
 /// A rate that the operator has raised counts for flows that wait already.
 const LOOKED_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// How often a flow that waits for its server's lease looks again: a few transactions' time.
+const LEASE_LOOK: Duration = Duration::from_millis(20);
 
 /// How long what is counted may take to be delivered without a sign of progress: some timeouts of a line that comes back.
 const DELIVERY_TIME: Duration = Duration::from_secs(10);

@@ -2,7 +2,8 @@
 //!
 //! Enters: members whose sessions begin, bytes that their flows move ([`meter`]), the operator's changes. Leaves: refusals, and the counts, kept
 //! in the accounts every [`KEPT_EVERY`] in one transaction. Always holds: bytes are counted before they move. While the store does not answer,
-//! quotas go on from what is known.
+//! quotas go on from what is known. Where several servers share the store, a quota that refuses is spent by
+//! [leases](crate::accounts::leases); rates and numbers of flows hold on each server.
 
 pub mod meter;
 mod spending;
@@ -12,7 +13,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -21,16 +22,25 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Identity,
-        quota::{Account, Limits, Refused, SharedAccount, Sharer, UnixSeconds, WallClock, Way},
+        quota::{Account, AtLimit, Grant, Limits, Refused, SharedAccount, Sharer, UnixSeconds, WallClock, Way},
     },
     ids::LanId,
     target::{Refusal, RefusalKind},
     units::Rate,
 };
 
+use tokio::sync::Notify;
+
 use self::spending::LanAccount;
 pub use self::spending::{LanAccountReport, OpenFlow, Spending};
-use crate::accounts::{Accounts, AccountsError, Count, Member, MemberId, lan_accounts::LanCount};
+use crate::{
+    accounts::{
+        Accounts, AccountsError, Count, Member, MemberId,
+        lan_accounts::LanCount,
+        leases::{Asks, UsageReport},
+    },
+    nodes::Nodes,
+};
 
 /// The accounts of the users who are here; clones share them.
 #[derive(Clone)]
@@ -51,6 +61,10 @@ struct Shared {
     /// Since when the store has not taken the counts.
     behind_since: Mutex<Option<Instant>>,
     totals: Arc<Totals>,
+    /// The servers that share the store, if there may be others.
+    nodes: Option<Nodes>,
+    /// Woken when an account's lease runs low.
+    lease_low: Arc<Notify>,
 }
 
 /// What has moved since the start, of all users.
@@ -84,6 +98,9 @@ pub struct UserAccount {
     account: Mutex<Account>,
     time: Arc<AtomicI64>,
     totals: Arc<Totals>,
+    lease_low: Arc<Notify>,
+    /// How often in a row it had nothing to report.
+    idle_ticks: AtomicU32,
 }
 
 /// A user's figures.
@@ -106,9 +123,14 @@ pub struct AccountReport {
 }
 
 impl Keeper {
-    /// A keeper without accounts; [`Keeper::run`] has to run. The rates are those of the server's own line, shared between all users; none if
-    /// it is never what is short.
+    /// A keeper without accounts for a server alone; [`Keeper::run`] has to run. The rates are those of the server's own line, shared between all
+    /// users; none if it is never what is short.
     pub fn new(accounts: Accounts, rate_up: Option<Rate>, rate_down: Option<Rate>) -> Self {
+        Self::of_node(accounts, rate_up, rate_down, None)
+    }
+
+    /// As [`Keeper::new`], for a server that may share the store with others.
+    pub(crate) fn of_node(accounts: Accounts, rate_up: Option<Rate>, rate_down: Option<Rate>, nodes: Option<Nodes>) -> Self {
         let mut clock = WallClock::new(Instant::now(), system_time());
         let time = Arc::new(AtomicI64::new(clock.read(Instant::now(), system_time()).0));
         let line = (rate_up.is_some() || rate_down.is_some()).then(|| {
@@ -125,6 +147,8 @@ impl Keeper {
             time,
             behind_since: Mutex::default(),
             totals: Arc::default(),
+            nodes,
+            lease_low: Arc::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -163,14 +187,25 @@ impl Keeper {
         if let Some(user) = known() {
             return Ok(user);
         }
-        let used = shared.accounts.used(member.account).await?;
-        let account = Account::new(Instant::now(), shared.time(), member.limits.clone(), member.since, used);
+        let account = |used| Account::new(Instant::now(), shared.time(), member.limits.clone(), member.since, used);
+        let account = match &shared.nodes {
+            None => account(shared.accounts.used(member.account).await?),
+            Some(nodes) => {
+                let (here, elsewhere) = shared.accounts.used_here_and_elsewhere(nodes.registration(), member.account).await?;
+                let mut account = account(here);
+                account.share(elsewhere);
+                account
+            }
+        };
         let user = Arc::new(UserAccount {
             identity: member.identity.clone(),
             account: Mutex::new(account),
             time: shared.time.clone(),
             totals: shared.totals.clone(),
+            lease_low: shared.lease_low.clone(),
+            idle_ticks: AtomicU32::new(0),
         });
+        user.lease_low.notify_one();
         shared.lock().insert(member.account, user.clone());
         Ok(user)
     }
@@ -183,6 +218,11 @@ impl Keeper {
         loop {
             tokio::select! {
                 _ = ticks.tick() => self.tick().await,
+                () = self.shared.lease_low.notified(), if self.shared.nodes.is_some() => {
+                    self.keep_shared(false).await;
+                    // Flows that wait ask again and again.
+                    tokio::time::sleep(LEASES_APART).await;
+                }
                 changed = changes.changed() => match changed {
                     Ok(()) => self.follow_limits().await,
                     Err(_) => std::future::pending().await,
@@ -193,6 +233,12 @@ impl Keeper {
 
     /// Keeps the counts that have changed and lets go of the accounts of users who have left.
     pub async fn keep(&self) {
+        if self.shared.nodes.is_some() {
+            self.keep_shared(true).await;
+            self.keep_lans().await;
+            self.let_lans_go().await;
+            return;
+        }
         let shared = &self.shared;
         let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
         let mut counts: Vec<Count> = Vec::new();
@@ -209,9 +255,14 @@ impl Keeper {
         }
         drop(users);
         self.keep_lans().await;
+        self.let_lans_go().await;
         let _loading = shared.loading.lock().await;
-        shared.lock_lans().retain(|_, lan| Arc::strong_count(lan) > 1 || lan.has_changes());
         shared.lock().retain(|_, user| Arc::strong_count(user) > 1 || user.lock().has_changes());
+    }
+
+    async fn let_lans_go(&self) {
+        let _loading = self.shared.loading.lock().await;
+        self.shared.lock_lans().retain(|_, lan| Arc::strong_count(lan) > 1 || lan.has_changes());
     }
 
     async fn keep_lans(&self) {
@@ -229,6 +280,39 @@ impl Keeper {
             }
         }
         self.note_whether_kept(kept);
+    }
+
+    /// As [`Keeper::keep`] where several servers share the store: of all accounts, or only those whose leases run low.
+    async fn keep_shared(&self, is_of_all: bool) {
+        let shared = &self.shared;
+        let Some(nodes) = &shared.nodes else { return };
+        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
+        let reports: Vec<UsageReport> = users.iter().filter_map(|(id, user)| user.usage_report(*id, is_of_all)).collect();
+        if !reports.is_empty() {
+            let user_by_id: HashMap<_, _> = users.iter().map(|(id, user)| (*id, user)).collect();
+            let kept =
+                match tokio::time::timeout(REPORT_TIME, shared.accounts.report_usage(nodes.registration(), &reports, nodes.is_alone()))
+                    .await
+                {
+                    Ok(kept) => kept,
+                    Err(_) => Err(AccountsError::Database(sqlx::Error::PoolTimedOut)),
+                };
+            match &kept {
+                Ok(leases) => leases.iter().for_each(|(id, lease)| user_by_id[id].lock().set_lease(Instant::now(), *lease)),
+                Err(_) => {
+                    for report in &reports {
+                        user_by_id[&report.user].lock().on_not_kept(report.counts.iter().map(|(period, _)| *period));
+                    }
+                }
+            }
+            self.note_whether_kept(kept.map(drop));
+        }
+        drop(users);
+        if is_of_all {
+            let _loading = shared.loading.lock().await;
+            let is_in_use = |user: &Arc<UserAccount>| Arc::strong_count(user) > 1 || user.lock().has_changes() || user.lock().leased() > 0;
+            shared.lock().retain(|_, user| is_in_use(user));
+        }
     }
 
     /// The time of day that quotas go by.
@@ -345,6 +429,44 @@ impl Shared {
 }
 
 impl UserAccount {
+    /// What is to be reported to the store, if anything: always what has changed, and whether a lease is wanted.
+    fn usage_report(&self, id: MemberId, is_tick: bool) -> Option<UsageReport> {
+        let mut account = self.lock();
+        if !is_tick && !account.is_lease_low() {
+            return None;
+        }
+        let counts = account.poll_changes();
+        if !counts.is_empty() {
+            self.idle_ticks.store(0, Ordering::Relaxed);
+        } else if is_tick {
+            self.idle_ticks.fetch_add(1, Ordering::Relaxed);
+        }
+        let is_idle = self.idle_ticks.load(Ordering::Relaxed) > IDLE_TICKS;
+        let quota = account.limits().quota.clone();
+        // Who is idle has given up the lease once and asks for one when something moves.
+        let is_silent = counts.is_empty() && is_tick && (!is_idle || account.leased() == 0);
+        if is_silent {
+            return None;
+        }
+        let asks = quota.map(|quota| Asks {
+            period: account.span().start,
+            counted: account.counted_here(),
+            wants_lease: !(is_idle && is_tick) && quota.at_limit == AtLimit::Refuse,
+            quota,
+        });
+        Some(UsageReport { user: id, counts, asks })
+    }
+
+    /// Takes a grant; asks for a lease if it runs low.
+    fn take(&self, take: impl FnOnce(&mut Account) -> Result<Grant, Refused>) -> Result<Grant, Refused> {
+        let mut account = self.lock();
+        let taken = take(&mut account);
+        if account.is_lease_low() {
+            self.lease_low.notify_one();
+        }
+        taken
+    }
+
     /// Notes bytes that have moved.
     fn on_moved(&self, way: Way, bytes: usize) {
         let total = match way {
@@ -403,6 +525,15 @@ fn system_time() -> Duration {
 
 /// A crash loses what was counted since: less than a second with the time that writing takes.
 pub const KEPT_EVERY: Duration = Duration::from_millis(500);
+
+/// Between two times that leases are asked for: some hundred times the transaction's time would be the store's whole time otherwise.
+const LEASES_APART: Duration = Duration::from_millis(20);
+
+/// A store that takes longer does not answer.
+const REPORT_TIME: Duration = Duration::from_secs(5);
+
+/// Two seconds: who pauses for longer gives up the lease, so that others may have it.
+const IDLE_TICKS: u32 = 4;
 
 #[cfg(test)]
 mod tests {

@@ -99,7 +99,7 @@ impl Spending {
     pub(super) fn take(&self, way: Way, bytes: u64) -> Result<Granted, Refused> {
         let (now, time) = (Instant::now(), self.user.time());
         let bytes = bytes.min(self.turn_bytes(way));
-        let user = self.user.lock().take(now, time, way, bytes)?;
+        let user = self.user.take(|account| account.take(now, time, way, bytes))?;
         let lan = self.lan.lock().take(now, time, way, self.sharer, user.bytes);
         let lan = lan.inspect_err(|_| self.user.lock().give_back(way, user.bytes, Some(user)))?;
         if lan.bytes() < user.bytes {
@@ -111,7 +111,7 @@ impl Spending {
     /// Leave to move exactly `bytes`, in one piece.
     pub(super) fn take_whole(&self, way: Way, bytes: u64) -> Result<Granted, Refused> {
         let (now, time) = (Instant::now(), self.user.time());
-        let user = self.user.lock().take_whole(now, time, way, bytes)?;
+        let user = self.user.take(|account| account.take_whole(now, time, way, bytes))?;
         let lan = self.lan.lock().take_whole(now, time, way, self.sharer, bytes);
         let lan = lan.inspect_err(|_| self.user.lock().give_back(way, bytes, Some(user)))?;
         Ok(self.granted(now, way, user, lan))

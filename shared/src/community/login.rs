@@ -37,6 +37,9 @@ pub const SERVING_MAX: usize = 60;
 /// The most certificates that one [`FromReconst::Removed`] lists: years of members who left, and 2 KB, which is half a second of a modem.
 pub const REMOVED_MAX: usize = 256;
 
+/// The most nodes that one [`FromReconst::Nodes`] lists: more would be tried for longer than a user waits.
+pub const NODES_MAX: usize = 8;
+
 /// The most addresses of one relay that are told: a PC with Ethernet and Wi-Fi, each with IPv4 and IPv6, and as many again.
 pub const ADDRESSES_MAX: usize = 8;
 
@@ -86,6 +89,18 @@ pub enum FromReconst {
     /// The certificates of the relay's LAN that make nobody a user any more, though their time is not over; replaces what was said
     /// before.
     Removed(Vec<CertificateMark>),
+    /// Where the relay may log in; replaces what was said before, and the profile comes after it. Sent before the [`FromReconst::Serving`] that
+    /// it belongs to.
+    Nodes(Nodes),
+}
+
+/// The servers of one `reconst`, for a relay of one LAN.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Nodes {
+    /// Their login ports in the order in which to try them, at most [`NODES_MAX`]; the first one's serves the LAN.
+    pub logins: Vec<Target>,
+    /// Whether the LAN's paths are served nowhere else any more: those that were made elsewhere are lost.
+    pub is_only_here: bool,
 }
 
 /// Where one LAN's paths are served.
@@ -186,7 +201,7 @@ impl FromReconst {
     /// Appends the message as a frame.
     ///
     /// # Panics
-    /// If it lists more than [`SERVING_MAX`] LANs, or [`REMOVED_MAX`] certificates.
+    /// If it lists more than [`SERVING_MAX`] LANs, [`REMOVED_MAX`] certificates or [`NODES_MAX`] nodes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_frame(out, |frame| match self {
             Self::Serving(placements) => Self::encode_serving(frame, placements),
@@ -201,6 +216,13 @@ impl FromReconst {
                 frame.put_u8(KIND_REMOVED);
                 wire::put_varint(frame, certificates.len() as u64);
                 certificates.iter().for_each(|mark| frame.put_slice(&mark.0));
+            }
+            Self::Nodes(Nodes { logins, is_only_here }) => {
+                assert!(logins.len() <= NODES_MAX, "reconst tells of at most NODES_MAX");
+                frame.put_u8(KIND_NODES);
+                frame.put_u8(u8::from(*is_only_here));
+                frame.put_u8(logins.len() as u8);
+                logins.iter().for_each(|login| login.encode(frame));
             }
         });
     }
@@ -246,6 +268,19 @@ impl FromReconst {
                 }
                 let certificates = (0..count).map(|_| Ok(CertificateMark(wire::take_array(input)?))).collect::<Result<_, WireError>>()?;
                 Ok(Some(Self::Removed(certificates)))
+            }
+            KIND_NODES => {
+                let is_only_here = match wire::take_u8(input)? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(WireError::Value("whether served elsewhere")),
+                };
+                let count = usize::from(wire::take_u8(input)?);
+                if count > NODES_MAX {
+                    return Err(WireError::Value("number of nodes"));
+                }
+                let logins = (0..count).map(|_| Target::decode(input)).collect::<Result<_, WireError>>()?;
+                Ok(Some(Self::Nodes(Nodes { logins, is_only_here })))
             }
             _ => Ok(None),
         }
@@ -337,6 +372,7 @@ const KIND_SHUT_DOWN: u8 = 3;
 const KIND_SERVING: u8 = 1;
 const KIND_LINE_RATE: u8 = 2;
 const KIND_REMOVED: u8 = 4;
+const KIND_NODES: u8 = 5;
 const HERE: u8 = 0;
 const ELSEWHERE: u8 = 1;
 
@@ -365,7 +401,10 @@ mod tests {
             Placement { lan: LanId(16), data: DataAddress::Elsewhere("isp.example:10016".parse().expect("a target")) },
         ]);
         let rate = FromReconst::LineRate { up: None, down: Some(Rate { bits_per_second: 36_000_000 }) };
-        for message in [serving, rate, FromReconst::Removed(vec![CertificateMark([7; 8]); REMOVED_MAX]), FromReconst::Removed(Vec::new())] {
+        let login = |host: &str| format!("{host}:10000").parse().expect("a target");
+        let nodes = FromReconst::Nodes(Nodes { logins: vec![login("b.isp.example"), login("192.0.2.1")], is_only_here: true });
+        let (removed, nobody) = (FromReconst::Removed(vec![CertificateMark([7; 8]); REMOVED_MAX]), FromReconst::Removed(Vec::new()));
+        for message in [serving, rate, removed, nobody, nodes, FromReconst::Nodes(Nodes::default())] {
             let mut out = Vec::new();
             message.encode(&mut out);
             assert_eq!(FromReconst::decode(&frames_of(&out).concat()), Ok(Some(message)));

@@ -61,6 +61,18 @@ pub fn path_endpoint() -> EndpointConfig {
     config
 }
 
+/// As [`path_endpoint`], for a server that knows connections of other servers which share the `secret`, or of its own from before it was
+/// started, and tells their other ends that they are over (stateless reset, RFC 9000 §10.3).
+pub fn server_endpoint(secret: &[u8]) -> EndpointConfig {
+    let derived = |purpose: &[u8]| ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret), purpose);
+    let mut config = path_endpoint();
+    config.reset_key(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived(b"tributary stateless reset 1").as_ref())));
+    let ids = derived(b"tributary connection ids 1");
+    let key = u64::from_be_bytes(ids.as_ref()[..8].try_into().expect("a hash is longer than 8 bytes"));
+    config.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(key)));
+    config
+}
+
 /// The transport settings of a path whose other end, or relay, is at `remote`. Packets are probed for up to what the interface towards it
 /// takes.
 pub fn path_transport(remote: SocketAddr) -> Arc<TransportConfig> {

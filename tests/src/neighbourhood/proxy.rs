@@ -17,7 +17,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub(super) async fn start(
+    pub(crate) async fn start(
         user: &Profile,
         listen: SocketAddr,
         relays: &[SocketAddr],

@@ -27,12 +27,42 @@ pub struct Account {
     span: Range<UnixSeconds>,
     /// By the beginning of the period: a clock that was wrong for a while finds the right count again.
     used_by_period: BTreeMap<UnixSeconds, Used>,
+    /// What other servers have counted; they count apart from this one.
+    elsewhere_by_period: BTreeMap<UnixSeconds, Used>,
+    /// What this server may count, if it shares the quota with others.
+    share: Share,
     /// Periods whose count has changed since it was last kept.
     changed: Vec<UnixSeconds>,
     is_warned: bool,
     flows: u32,
     up: Shaper,
     down: Shaper,
+}
+
+/// How a quota that refuses is shared between servers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Share {
+    /// Not at all: this server alone counts.
+    Whole,
+    /// By leases, and this one has none for this period.
+    None,
+    /// By leases.
+    Leased { period: UnixSeconds, until: u64, low_at: u64, is_rest: bool },
+}
+
+/// What a server may count of a quota before it asks again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// The period that it is of.
+    pub period: UnixSeconds,
+    /// What this server had counted when it asked.
+    pub counted: Used,
+    /// What all others had.
+    pub elsewhere: Used,
+    /// Bytes that this server may count on top.
+    pub bytes: u64,
+    /// Whether that is all that is left, and nobody else has a part of it.
+    pub is_rest: bool,
 }
 
 /// Bytes of payload that were moved.
@@ -69,6 +99,9 @@ pub enum Refused {
         /// When the next period begins, in the quota's time zone.
         resets: String,
     },
+    /// The server's share is used up while others have a part of what is left: more is asked for.
+    #[error("the quota is nearly used up, and its last bytes are with another server: try again in a moment")]
+    NotYet,
     /// As many flows are open as may be.
     #[error("{most} connections are open at once, which is as many as {whose} may have")]
     TooManyFlows {
@@ -113,9 +146,68 @@ impl Account {
     ) -> Self {
         let (up, down) = (Shaper::new(now, limits.rate_up), Shaper::new(now, limits.rate_down));
         let span = span(&limits, since, time);
-        let mut account = Self { whose, limits, since, span, used_by_period, changed: Vec::new(), is_warned: false, flows: 0, up, down };
+        let (elsewhere_by_period, changed) = (BTreeMap::new(), Vec::new());
+        let mut account = Self {
+            whose,
+            limits,
+            since,
+            span,
+            used_by_period,
+            elsewhere_by_period,
+            share: Share::Whole,
+            changed,
+            is_warned: false,
+            flows: 0,
+            up,
+            down,
+        };
         account.is_warned = account.is_beyond_warning();
         account
+    }
+
+    /// Has the account share its quota with other servers, which have counted this much: from now on a quota that refuses takes a lease.
+    pub fn share(&mut self, elsewhere_by_period: BTreeMap<UnixSeconds, Used>) {
+        self.elsewhere_by_period = elsewhere_by_period;
+        self.share = Share::None;
+        self.is_warned = self.is_beyond_warning();
+    }
+
+    /// Takes a lease in place of the one before.
+    pub fn set_lease(&mut self, now: Instant, lease: Lease) {
+        self.elsewhere_by_period.insert(lease.period, lease.elsewhere);
+        if let (Some(quota), true) = (&self.limits.quota, self.share != Share::Whole) {
+            let counted = quota.counted(lease.counted);
+            let (until, low_at) = (counted.saturating_add(lease.bytes), counted.saturating_add(lease.bytes / 2));
+            self.share = Share::Leased { period: lease.period, until, low_at, is_rest: lease.is_rest };
+        }
+        self.set_rates(now);
+    }
+
+    /// What this server has counted in the period that is counted now.
+    pub fn counted_here(&self) -> Used {
+        self.used_by_period.get(&self.span.start).copied().unwrap_or_default()
+    }
+
+    /// Whether a lease is needed, soon or now.
+    pub fn is_lease_low(&self) -> bool {
+        let Some(quota) = self.limits.quota.as_ref().filter(|quota| quota.at_limit == AtLimit::Refuse) else { return false };
+        match self.share {
+            Share::Whole => false,
+            Share::None => true,
+            Share::Leased { period, low_at, is_rest, .. } => {
+                period != self.span.start || !is_rest && quota.counted(self.counted_here()) >= low_at
+            }
+        }
+    }
+
+    /// The bytes of the lease that are not used.
+    pub fn leased(&self) -> u64 {
+        match (self.share, &self.limits.quota) {
+            (Share::Leased { period, until, .. }, Some(quota)) if period == self.span.start => {
+                until.saturating_sub(quota.counted(self.counted_here()))
+            }
+            _ => 0,
+        }
     }
 
     /// Follows the operator's changes, for flows that are open already as well.
@@ -147,9 +239,10 @@ impl Account {
         Some(ToldQuota { whose: self.whose, used_bytes, quota_bytes, resets_at: self.span.end, throttle })
     }
 
-    /// What is used of it.
+    /// What is used of it, here and as far as is known elsewhere.
     pub fn used(&self) -> Used {
-        self.used_by_period.get(&self.span.start).copied().unwrap_or_default()
+        let (here, elsewhere) = (self.counted_here(), self.elsewhere_by_period.get(&self.span.start).copied().unwrap_or_default());
+        Used { up: here.up + elsewhere.up, down: here.down + elsewhere.down }
     }
 
     /// Whether the quota is used up.
@@ -195,10 +288,9 @@ impl Account {
         self.follow_time(time);
         let mut bytes = bytes.min(self.shaper(way).turn_bytes());
         if let Some(quota) = &self.limits.quota {
-            let left = quota.size.bytes.saturating_sub(self.counted(quota));
             match quota.at_limit {
-                AtLimit::Refuse if left == 0 => return Err(self.used_up(quota)),
-                AtLimit::Refuse if quota.counts.includes(way) => bytes = bytes.min(left),
+                AtLimit::Refuse if self.exhausted().is_some() => return Err(self.used_up(quota)),
+                AtLimit::Refuse if quota.counts.includes(way) => bytes = bytes.min(self.left(quota)?),
                 _ => {}
             }
         }
@@ -214,9 +306,11 @@ impl Account {
         if let Some(quota) = &self.limits.quota
             && quota.at_limit == AtLimit::Refuse
         {
-            let left = quota.size.bytes.saturating_sub(self.counted(quota));
-            if left == 0 || quota.counts.includes(way) && bytes > left {
+            if self.exhausted().is_some() {
                 return Err(self.used_up(quota));
+            }
+            if quota.counts.includes(way) && bytes > self.left(quota)? {
+                return Err(if self.has_rest() { self.used_up(quota) } else { Refused::NotYet });
             }
         }
         Ok(self.grant(now, way, bytes))
@@ -276,8 +370,10 @@ impl Account {
         if !self.span.contains(&time) {
             self.span = span(&self.limits, self.since, time);
             self.is_warned = self.is_beyond_warning();
-            while self.used_by_period.len() > PERIODS_MAX {
-                self.used_by_period.pop_first();
+            for by_period in [&mut self.used_by_period, &mut self.elsewhere_by_period] {
+                while by_period.len() > PERIODS_MAX {
+                    by_period.pop_first();
+                }
             }
         }
     }
@@ -320,7 +416,32 @@ impl Account {
     }
 
     fn exhausted(&self) -> Option<&Quota> {
-        self.limits.quota.as_ref().filter(|quota| self.counted(quota) >= quota.size.bytes)
+        let is_used_up = |quota: &&Quota| {
+            let is_share_used_up = quota.at_limit == AtLimit::Refuse && self.has_rest() && self.share != Share::Whole && self.leased() == 0;
+            self.counted(quota) >= quota.size.bytes || is_share_used_up
+        };
+        self.limits.quota.as_ref().filter(is_used_up)
+    }
+
+    /// Whether no other server has a part of what is left.
+    fn has_rest(&self) -> bool {
+        match self.share {
+            Share::Whole => true,
+            Share::None => false,
+            Share::Leased { period, is_rest, .. } => is_rest && period == self.span.start,
+        }
+    }
+
+    /// What may be counted here of a quota that is not used up.
+    fn left(&self, quota: &Quota) -> Result<u64, Refused> {
+        let left = quota.size.bytes.saturating_sub(self.counted(quota));
+        match self.share {
+            Share::Whole => Ok(left),
+            _ => match left.min(self.leased()) {
+                0 => Err(Refused::NotYet),
+                left => Ok(left),
+            },
+        }
     }
 
     fn is_beyond_warning(&self) -> bool {
@@ -479,6 +600,37 @@ mod tests {
         assert_eq!(account.take(Way::Down, 9000).expect("more quota").bytes, 4000);
     }
 
+    #[test]
+    fn no_server_counts_more_than_its_lease() {
+        let mut account = Bench::new(limits(10_000, Counts::Both));
+        account.account.share(BTreeMap::from([(account.account.span().start, Used { up: 0, down: 5000 })]));
+        assert!(account.account.is_lease_low());
+        assert_eq!(account.take(Way::Down, 100), Err(Refused::NotYet), "no lease yet");
+        account.lease(Used::default(), 5000, 600, false);
+        assert_eq!(account.take(Way::Down, 9000).expect("a lease").bytes, 600);
+        assert_eq!(account.take(Way::Up, 1), Err(Refused::NotYet), "others have a part of what is left");
+        account.account.open_flow(NOW).expect("the quota is not used up");
+        let counted = account.account.counted_here();
+        account.lease(counted, 5200, 4200, true);
+        assert_eq!(account.take(Way::Down, 9000).expect("the rest").bytes, 4200);
+        assert!(matches!(account.take(Way::Down, 1), Err(Refused::UsedUp { .. })));
+        assert!(account.account.open_flow(NOW).is_err());
+        assert_eq!(account.account.used(), Used { up: 0, down: 10_000 });
+    }
+
+    #[test]
+    fn a_lease_that_is_given_up_leaves_nothing_to_count() {
+        let mut account = Bench::new(limits(10_000, Counts::Both));
+        account.account.share(BTreeMap::new());
+        account.lease(Used::default(), 0, 1000, false);
+        let grant = account.take(Way::Down, 400).expect("a lease");
+        account.account.give_back(Way::Down, 100, Some(grant));
+        assert_eq!(account.account.leased(), 700);
+        let counted = account.account.counted_here();
+        account.lease(counted, 0, 0, false);
+        assert_eq!((account.account.leased(), account.take(Way::Down, 1)), (0, Err(Refused::NotYet)));
+    }
+
     /// 2026-11-24 08:00 UTC.
     const NOW: UnixSeconds = UnixSeconds(1_795_507_200);
 
@@ -495,6 +647,12 @@ mod tests {
 
         fn take(&mut self, way: Way, bytes: u64) -> Result<Grant, Refused> {
             self.account.take(self.now, NOW, way, bytes)
+        }
+
+        fn lease(&mut self, counted: Used, elsewhere_down: u64, bytes: u64, is_rest: bool) {
+            let elsewhere = Used { up: 0, down: elsewhere_down };
+            let period = self.account.span().start;
+            self.account.set_lease(self.now, Lease { period, counted, elsewhere, bytes, is_rest });
         }
     }
 

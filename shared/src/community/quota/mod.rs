@@ -14,7 +14,7 @@ mod shares;
 pub mod told;
 
 pub use self::{
-    account::{Account, Grant, Refused, Used, Whose},
+    account::{Account, Grant, Lease, Refused, Used, Whose},
     clock::WallClock,
     limits::{AtLimit, Counts, CountsError, Limits, Quota, Way},
     period::{Length, Period, PeriodError, UnixSeconds, Zone},

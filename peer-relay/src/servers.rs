@@ -1,0 +1,120 @@
+//! Which of `reconst`'s servers to log in at.
+//!
+//! Enters: the profile's addresses, those that `reconst` tells, and what became of each login. Leaves: the next one to try, and a better one than
+//! the current. Always holds: a server that failed comes after those that did not, and one that failed lately is not gone back to though it
+//! would be better.
+
+use std::time::{Duration, Instant};
+
+use shared::target::Target;
+
+#[derive(Debug)]
+pub(crate) struct Servers {
+    profile: Vec<Target>,
+    told: Vec<Target>,
+    current: Target,
+    failures: Vec<(Target, Instant)>,
+}
+
+impl Servers {
+    /// The servers of a profile, which lists one at least.
+    pub(crate) fn new(profile: Vec<Target>, first: Target) -> Self {
+        Self { profile, told: Vec::new(), current: first, failures: Vec::new() }
+    }
+
+    /// The one to log in at.
+    pub(crate) fn current(&self) -> &Target {
+        &self.current
+    }
+
+    /// Whether there are others.
+    pub(crate) fn has_others(&self) -> bool {
+        self.all().any(|target| *target != self.current)
+    }
+
+    /// Takes what `reconst` says, the best first.
+    pub(crate) fn on_told(&mut self, logins: Vec<Target>) {
+        self.told = logins;
+        let known: Vec<Target> = self.all().cloned().collect();
+        self.failures.retain(|(target, _)| known.contains(target));
+    }
+
+    /// Goes to a better server than the current, if there is one that did not fail lately; whether it did.
+    pub(crate) fn improve(&mut self, now: Instant) -> bool {
+        let Some(best) = self.told.first().filter(|best| **best != self.current) else { return false };
+        if self.failed_at(best).is_some_and(|at| now.saturating_duration_since(at) < SHUNNED_FOR) {
+            return false;
+        }
+        self.current = best.clone();
+        true
+    }
+
+    /// Goes to another server since the current one has failed, or its login is over; gives how long ago that one failed, if it did.
+    pub(crate) fn on_failed(&mut self, now: Instant) -> Option<Duration> {
+        let failed = self.current.clone();
+        match self.failures.iter_mut().find(|(target, _)| *target == failed) {
+            Some((_, at)) => *at = now,
+            None => self.failures.push((failed, now)),
+        }
+        // The first of those that failed longest ago, or never.
+        if let Some(next) = self.all().min_by_key(|target| self.failed_at(target)).cloned() {
+            self.current = next;
+        }
+        self.failed_at(&self.current).map(|at| now.saturating_duration_since(at))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Target> {
+        self.told.iter().chain(self.profile.iter().filter(|target| !self.told.contains(target)))
+    }
+
+    fn failed_at(&self, target: &Target) -> Option<Instant> {
+        self.failures.iter().find(|(failed, _)| failed == target).map(|(_, at)| *at)
+    }
+}
+
+/// How long a login stands where it is though a better server, which could not be reached, is said to be there.
+const SHUNNED_FOR: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_server_is_tried_before_one_is_tried_again() {
+        let (mut servers, start) = (servers(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!((servers.on_failed(at(0)), servers.current().clone()), (None, target("b")));
+        assert_eq!((servers.on_failed(at(1)), servers.current().clone()), (Some(Duration::from_secs(1)), target("a")));
+        servers.on_told(vec![target("c"), target("a"), target("b")]);
+        assert_eq!((servers.on_failed(at(2)), servers.current().clone()), (None, target("c")));
+    }
+
+    #[test]
+    fn a_better_server_is_gone_to_unless_it_failed_lately() {
+        let (mut servers, start) = (servers(), Instant::now());
+        assert!(!servers.improve(start), "nothing was told");
+        servers.on_told(vec![target("c"), target("a")]);
+        assert!(servers.improve(start) && *servers.current() == target("c"));
+        assert!(!servers.improve(start), "it is there");
+        servers.on_failed(start);
+        assert_eq!(*servers.current(), target("a"));
+        assert!(!servers.improve(start + Duration::from_secs(1)));
+        assert!(servers.improve(start + SHUNNED_FOR));
+    }
+
+    #[test]
+    fn one_server_is_tried_again_and_again() {
+        let mut servers = Servers::new(vec![target("a")], target("a"));
+        assert!(!servers.has_others());
+        assert_eq!(servers.on_failed(Instant::now()), Some(Duration::ZERO));
+        assert_eq!(*servers.current(), target("a"));
+    }
+
+    fn servers() -> Servers {
+        Servers::new(vec![target("a"), target("b")], target("a"))
+    }
+
+    fn target(host: &str) -> Target {
+        format!("{host}.isp.example:10000").parse().expect("a target")
+    }
+}

@@ -1,0 +1,268 @@
+//! Measures what several servers on one PostgreSQL hold: how fast another takes over from one that is killed, what a quota lets through meanwhile.
+//! See `--help`.
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use neighbourhood::{
+    cluster::{Cluster, ClusterPlan, postgres, serve},
+    load::{Client, LoadError},
+    process::end_with_programs,
+    stream::CounterStream,
+};
+use reconst::accounts::{Limits, Quota};
+use shared::units::Size;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+};
+
+/// Kill and drain nodes under load and print a table of recovery times; run it by .ci/with-postgres
+#[derive(Parser, Debug)]
+#[command(name = "nodes")]
+struct Arguments {
+    /// What to measure
+    #[arg(value_enum, default_value = "kills")]
+    what: What,
+    /// The quota that flows on all nodes run into
+    #[arg(long, default_value = "50MB")]
+    quota: Size,
+    /// Nodes that are killed while it is spent
+    #[arg(long, default_value_t = 3)]
+    kills: u64,
+    /// How long, in seconds
+    #[arg(long, default_value_t = 300)]
+    seconds: u64,
+    /// How often the node that serves is killed, in seconds
+    #[arg(long, default_value_t = 20)]
+    every: u64,
+    /// How long a killed node stays away, in seconds
+    #[arg(long, default_value_t = 8)]
+    away: u64,
+    /// Nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: u8,
+    /// Flows at once
+    #[arg(long, default_value_t = 10)]
+    flows: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum, Debug)]
+enum What {
+    /// Recovery times
+    Kills,
+    /// What flows get beyond a quota
+    Overshoot,
+}
+
+/// What became of flows.
+#[derive(Default, Debug)]
+struct Flows {
+    exact: AtomicU64,
+    failed: AtomicU64,
+    wrong: AtomicU64,
+    is_over: AtomicBool,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let is_node = arguments.next().is_some_and(|first| first == "serve");
+    shared::service::conclude(if is_node { run_node(arguments.collect()) } else { run(Arguments::parse()) })
+}
+
+#[tokio::main]
+async fn run_node(arguments: Vec<String>) -> anyhow::Result<()> {
+    serve(&arguments).await
+}
+
+#[tokio::main]
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    end_with_programs()?;
+    let server = postgres().context("no PostgreSQL: run this by .ci/with-postgres")?;
+    match arguments.what {
+        What::Kills => kills(&arguments, &server).await,
+        What::Overshoot => overshoot(&arguments, &server).await,
+    }
+}
+
+/// Kills the node that serves, again and again, and measures until a flow gets through.
+async fn kills(arguments: &Arguments, server: &str) -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(server, &std::env::current_exe()?, plan(arguments, 1)).await?;
+    let flows = Arc::new(Flows::default());
+    let mut load = JoinSet::new();
+    for number in 0..arguments.flows {
+        let (client, flows) = (cluster.client(), Arc::clone(&flows));
+        load.spawn(async move {
+            let mut seed = number;
+            while !flows.is_over.load(Ordering::Relaxed) {
+                seed += SEED_STEP;
+                let ended = if number % 2 == 0 { client.download(FLOW, seed).await.map(drop) } else { client.upload(FLOW, seed).await };
+                let counter = match ended {
+                    Ok(()) => &flows.exact,
+                    Err(LoadError::Broken(..) | LoadError::Connect(_)) => &flows.failed,
+                    Err(error) => {
+                        println!("WRONG: {error}");
+                        &flows.wrong
+                    }
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    println!("kill at | node | served again after");
+    println!("---: | --- | ---:");
+    let begun = Instant::now();
+    let mut recoveries = Vec::new();
+    while begun.elapsed() < Duration::from_secs(arguments.seconds) {
+        let next = Duration::from_secs(arguments.every * (recoveries.len() as u64 + 1));
+        tokio::time::sleep(next.saturating_sub(begun.elapsed())).await;
+        let Some(serving) = cluster.serving().await? else { continue };
+        cluster.kill_node(serving);
+        let recovery = cluster.recovery().await?;
+        println!("{:.0} s | {} | {:.2} s", begun.elapsed().as_secs_f64(), cluster.node_name(serving), recovery.as_secs_f64());
+        recoveries.push(recovery);
+        tokio::time::sleep(Duration::from_secs(arguments.away)).await;
+        cluster.start_node(serving)?;
+    }
+    flows.is_over.store(true, Ordering::Relaxed);
+    while tokio::time::timeout(FLOWS_END, load.join_next()).await.context("a flow hangs")?.is_some() {}
+    recoveries.sort();
+    let (exact, failed, wrong) = (&flows.exact, &flows.failed, &flows.wrong);
+    println!(
+        "{} kills: served again after {:.2} s (median), {:.2} s (worst); flows: {exact:?} byte-exact, {failed:?} failed cleanly, {wrong:?} wrong",
+        recoveries.len(),
+        recoveries[recoveries.len() / 2].as_secs_f64(),
+        recoveries[recoveries.len() - 1].as_secs_f64(),
+    );
+    anyhow::ensure!(wrong.load(Ordering::Relaxed) == 0, "flows ended wrongly");
+    Ok(())
+}
+
+/// Spends a quota on all nodes at once, by different numbers of flows both ways, while nodes are killed, and prints what arrived beyond it.
+async fn overshoot(arguments: &Arguments, server: &str) -> anyhow::Result<()> {
+    println!("flows | kills | quota | arrived | beyond the quota | counted and not arrived");
+    println!("---: | ---: | ---: | ---: | ---: | ---:");
+    for flows in [3, 50, 500] {
+        for kills in [0, arguments.kills] {
+            let (arrived, counted) = spend(arguments, server, flows, kills).await?;
+            let quota = arguments.quota.bytes;
+            println!("{flows} | {kills} | {quota} | {arrived} | {} | {}", arrived.saturating_sub(quota), counted.saturating_sub(arrived));
+        }
+    }
+    Ok(())
+}
+
+/// Spends the quota; gives what arrived, and what was counted.
+async fn spend(arguments: &Arguments, server: &str, flows: u64, kills: u64) -> anyhow::Result<(u64, u64)> {
+    let mut cluster = Cluster::start(server, &std::env::current_exe()?, plan(arguments, 3)).await?;
+    let quota = arguments.quota.bytes;
+    cluster.set_limits(&Limits { quota: Some(Quota::of(arguments.quota)), ..Limits::default() }).await?;
+    cluster.spread().await?;
+    let (down, up, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let collecting = tokio::spawn({
+        let (mut endings, up) = (cluster.content().endings(), Arc::clone(&up));
+        async move {
+            while let Ok(ending) = endings.recv().await {
+                assert!(ending.is_exact, "a byte was wrong");
+                up.fetch_add(ending.bytes, Ordering::Relaxed);
+            }
+        }
+    });
+    let mut load = JoinSet::new();
+    for number in 0..flows {
+        let (client, down, is_over) = (cluster.client_on((number % 3) as usize), Arc::clone(&down), Arc::clone(&is_over));
+        load.spawn(async move {
+            while !is_over.load(Ordering::Relaxed) {
+                flow(&client, number % 2 == 0, &down, &is_over).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+    }
+    let counted = async |cluster: &Cluster| anyhow::Ok(cluster.used().await.map(|used| used.up + used.down)?);
+    for kill in 1..=kills {
+        // While it is spent: at a quarter of it, a half, three quarters.
+        while counted(&cluster).await? < quota * kill / (kills + 1) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let node = (kill as usize - 1) % cluster.node_count();
+        cluster.kill_node(node);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cluster.start_node(node)?;
+    }
+    // Longer than a dead node's lease stands.
+    let (mut last, mut since) = (0, Instant::now());
+    while since.elapsed() < QUIET {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = counted(&cluster).await? + down.load(Ordering::Relaxed);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    // Those that hang on a path that is gone have got all that they get.
+    while let Ok(Some(ended)) = tokio::time::timeout(QUIET, load.join_next()).await {
+        ended?;
+    }
+    load.shutdown().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    anyhow::ensure!(!collecting.is_finished(), "endings were missed, or a byte was wrong");
+    let arrived = up.load(Ordering::Relaxed) + down.load(Ordering::Relaxed);
+    Ok((arrived, counted(&cluster).await?))
+}
+
+/// Moves bytes until the flow is broken; notes what came down. What the command says is not among it, a few bytes a flow.
+async fn flow(client: &Client, is_down: bool, down: &AtomicU64, is_over: &AtomicBool) {
+    let command = if is_down { "D 0\n" } else { "U\n" };
+    let asked = tokio::time::timeout(Duration::from_secs(2), client.ask(command)).await;
+    let Ok(Ok(socket)) = asked else { return };
+    let (mut reads, mut writes) = socket.into_split();
+    let reading = async {
+        let mut buffer = vec![0; 65_536];
+        while let Ok(len @ 1..) = reads.read(&mut buffer).await {
+            down.fetch_add(len as u64, Ordering::Relaxed);
+        }
+    };
+    let writing = async {
+        let mut stream = CounterStream::new(0);
+        let mut buffer = vec![0; 65_536];
+        loop {
+            stream.fill(&mut buffer);
+            if writes.write_all(&buffer).await.is_err() {
+                return;
+            }
+        }
+    };
+    let over = async {
+        while !is_over.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = over => {}
+        () = async { if is_down { reading.await } else { tokio::join!(reading, writing); } } => {}
+    }
+}
+
+fn plan(arguments: &Arguments, lans: usize) -> ClusterPlan {
+    ClusterPlan { nodes: arguments.nodes, lans, relays: 2, drain_seconds: 20 }
+}
+
+/// Longer than the lease of a node that was killed counts as used.
+const QUIET: Duration = Duration::from_secs(13);
+
+/// Seeds of different flows never meet.
+const SEED_STEP: u64 = 1000;
+
+/// A second's worth or so.
+const FLOW: u64 = 20_000_000;
+
+/// For the last flows.
+const FLOWS_END: Duration = Duration::from_secs(60);
