@@ -182,4 +182,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
+    // Some programs listen on both of loopback's addresses or on none.
+    ("ipv6/conf/lo/disable_ipv6", "0"),
 ];

@@ -135,7 +135,15 @@ fn run_on_hosts(arguments: &Arguments, scenes: Vec<Scene>, effort: Effort) -> an
             continue;
         }
         for &system in &systems {
-            print(&hosts::measure(&plan, system, &arguments.operations, effort)?, arguments.json)?;
+            match hosts::measure(&plan, system, &arguments.operations, effort) {
+                Ok(figures) => print(&figures, arguments.json)?,
+                // What others lack is no reason to measure nothing more.
+                Err(error) if system != System::Tributary => {
+                    eprintln!("without {} on {}: {error:#}", system.name(), scene.name);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             let count = scene.lines.len();
             if arguments.without_one && system == System::Tributary && count > 1 {
                 for index in 0..count {
