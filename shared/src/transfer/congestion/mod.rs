@@ -203,11 +203,15 @@ const MAX_LOSS: f64 = 0.2;
 
 /// The target is for a path at this rate, bytes per second. A faster one aims at less and a slower one at more, by this power of
 /// the ratio within these factors: of two paths on a line the one with more gives way until both have the same.
-const TARGET_RATE: f64 = 40e6 / 8.0;
+const TARGET_RATE: f64 = 12e6 / 8.0;
 /// What is added of the least round trip: over a long one the pace corrects itself more slowly.
 const TARGET_ROUND_TRIPS: f64 = 0.05;
 const TARGET_EXPONENT: f64 = 0.5;
-const TARGET_FACTOR: (f64, f64) = (0.5, 2.0);
+const TARGET_FACTOR: (f64, f64) = (0.5, 4.0);
+
+/// What it is at most, packets and jitter aside: in seconds, or as a part of the round trip if that is more.
+const TARGET_MAX: f64 = 0.016;
+const TARGET_MAX_ROUND_TRIPS: f64 = 0.125;
 
 /// A queue that does not shrink when the pace does is somebody else's if it is longer than so many times the target and so many seconds.
 const FOREIGN_TARGETS: f64 = 3.0;
@@ -397,8 +401,9 @@ impl Congestion {
         let capacity = capacity.max(1.0);
         let packets = TARGET_PACKETS * PACKET_BYTES / capacity;
         let factor = (TARGET_RATE / capacity).powf(TARGET_EXPONENT).clamp(TARGET_FACTOR.0, TARGET_FACTOR.1);
-        let queue = (TARGET_QUEUE + TARGET_ROUND_TRIPS * self.min_rtt().as_secs_f64()) * factor;
-        queue.max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
+        let rtt = self.min_rtt().as_secs_f64();
+        let queue = (TARGET_QUEUE + TARGET_ROUND_TRIPS * rtt) * factor;
+        queue.min(TARGET_MAX.max(TARGET_MAX_ROUND_TRIPS * rtt)).max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
     }
 
     /// The time over which the delivery rate is measured: a round trip, though not with all of a deep queue in it.
