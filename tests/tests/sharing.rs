@@ -11,7 +11,7 @@ use shared::units::Rate;
 
 #[test]
 fn users_who_come_one_after_another_get_equal_parts_and_short_queues() {
-    for (share, rtt_ms, queue_ms) in [("20M", 20, 15), ("20M", 200, 90), ("4M", 20, 60), ("4M", 100, 70), ("500k", 40, 400)] {
+    for (share, rtt_ms, queue_ms) in [("20M", 20, 15), ("20M", 200, 100), ("4M", 20, 60), ("4M", 100, 70), ("500k", 40, 400)] {
         let users = (0..4).map(|place| User { does: Use::Bulk(Way::Up), from: Duration::from_secs(place) }).collect();
         let got = run(share, rtt_ms, users);
         let shown = shown(share, rtt_ms, &got);
@@ -19,7 +19,7 @@ fn users_who_come_one_after_another_get_equal_parts_and_short_queues() {
             let part = got.goodput_bits / rate(share).bits_per_second as f64;
             assert!((0.22..0.28).contains(&part), "{shown}");
             assert!(queue(got, 0.5, rtt_ms) <= Duration::from_millis(queue_ms), "{shown}");
-            assert!(got.dropped * 16 <= got.packets, "{shown}");
+            assert!(got.dropped * 12 <= got.packets, "{shown}");
         }
     }
 }
