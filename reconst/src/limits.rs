@@ -123,15 +123,15 @@ impl FromStr for Flows {
 /// A user's limits and usage on one line.
 pub(crate) fn text(user: &UserReport) -> String {
     let used = Size { bytes: user.up_bytes + user.down_bytes };
-    let mut parts = vec![match (user.quota_bytes, user.used_percent) {
+    let mut parts = vec![match (user.limits.quota_bytes, user.used_percent) {
         (Some(bytes), Some(percent)) => format!("{percent} % of {} used, resets {}", quota_text(user, bytes), user.resets),
         _ => format!("{used} this month, no quota"),
     }];
     let rate = |bits_per_second| Rate { bits_per_second };
-    parts.extend(user.throttle_bits_per_second.map(|bits| format!("then {}", rate(bits))));
-    parts.extend(user.rate_up_bits_per_second.map(|bits| format!("up {}", rate(bits))));
-    parts.extend(user.rate_down_bits_per_second.map(|bits| format!("down {}", rate(bits))));
-    parts.extend(user.max_flows.map(|flows| format!("{flows} flows")));
+    parts.extend(user.limits.throttle_bits_per_second.map(|bits| format!("then {}", rate(bits))));
+    parts.extend(user.limits.rate_up_bits_per_second.map(|bits| format!("up {}", rate(bits))));
+    parts.extend(user.limits.rate_down_bits_per_second.map(|bits| format!("down {}", rate(bits))));
+    parts.extend(user.limits.max_flows.map(|flows| format!("{flows} flows")));
     parts.join(", ")
 }
 
@@ -153,31 +153,32 @@ pub(crate) fn description(user: &UserReport) -> String {
     let size = |bytes| Size { bytes }.to_string();
     let _ = writeln!(out, "  used    {} up, {} down, since {}", size(user.up_bytes), size(user.down_bytes), began(user));
     let _ = writeln!(out, "  lent    {} up, {} down by own relays, this month", size(user.lent_up_bytes), size(user.lent_down_bytes));
-    let _ = match (user.quota_bytes, user.used_percent) {
+    let _ = match (user.limits.quota_bytes, user.used_percent) {
         (Some(bytes), Some(percent)) => writeln!(out, "  quota   {}: {percent} % used, resets {}", quota_text(user, bytes), user.resets),
         _ => writeln!(out, "  quota   none"),
     };
-    if user.quota_bytes.is_some() {
-        let beyond = user.throttle_bits_per_second.map(|bits_per_second| Rate { bits_per_second }.to_string());
+    if user.limits.quota_bytes.is_some() {
+        let beyond = user.limits.throttle_bits_per_second.map(|bits_per_second| Rate { bits_per_second }.to_string());
         let _ = writeln!(out, "  beyond  {}", beyond.unwrap_or_else(|| "refused".into()));
     }
     let rate = |bits: Option<u64>| bits.map_or_else(|| "no limit".into(), |bits_per_second| Rate { bits_per_second }.to_string());
-    let _ = writeln!(out, "  rates   up {}, down {}", rate(user.rate_up_bits_per_second), rate(user.rate_down_bits_per_second));
-    let _ = writeln!(out, "  flows   {}", user.max_flows.map_or_else(|| "no limit".into(), |flows| flows.to_string()));
+    let _ =
+        writeln!(out, "  rates   up {}, down {}", rate(user.limits.rate_up_bits_per_second), rate(user.limits.rate_down_bits_per_second));
+    let _ = writeln!(out, "  flows   {}", user.limits.max_flows.map_or_else(|| "no limit".into(), |flows| flows.to_string()));
     out
 }
 
 fn quota_text(user: &UserReport, bytes: u64) -> String {
-    let which = match user.quota_counts.as_deref() {
+    let which = match user.limits.quota_counts.as_deref() {
         Some("up") => " up",
         Some("down") => " down",
         _ => "",
     };
-    format!("{}{which} per {}", Size { bytes }, user.period.as_deref().unwrap_or("month"))
+    format!("{}{which} per {}", Size { bytes }, user.limits.period.as_deref().unwrap_or("month"))
 }
 
 fn began(user: &UserReport) -> String {
-    let zone = user.time_zone.as_deref().and_then(|zone| zone.parse::<Zone>().ok()).unwrap_or_default();
+    let zone = user.limits.time_zone.as_deref().and_then(|zone| zone.parse::<Zone>().ok()).unwrap_or_default();
     zone.text(shared::community::quota::UnixSeconds(user.period_began_at))
 }
 

@@ -3,6 +3,7 @@
 
 pub mod associate;
 pub mod connect;
+pub mod endless;
 
 use std::{
     cell::RefCell,

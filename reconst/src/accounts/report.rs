@@ -1,10 +1,12 @@
 //! What an operator is shown of a user.
 
 use serde::Serialize;
-use shared::community::quota::{AtLimit, Period, UnixSeconds, Used};
+use shared::community::{
+    member::{Name, Role},
+    quota::{Period, UnixSeconds, Used},
+};
 
-use super::{Accounts, AccountsError, registry::Listed};
-use shared::community::member::{Name, Role};
+use super::{Accounts, AccountsError, registry::Listed, written::WrittenLimits};
 
 /// A user, what it may spend and what it has. Times are in seconds since 1970, UTC; what has no limit is left out.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -17,30 +19,9 @@ pub struct UserReport {
     pub lan_id: u16,
     /// When the user was added.
     pub added_at: i64,
-    /// Bytes that may be moved in a period.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quota_bytes: Option<u64>,
-    /// Which of them: `up`, `down` or `both`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quota_counts: Option<String>,
-    /// How long the period is: `month`, `month/15`, `7d`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub period: Option<String>,
-    /// Whose midnight it begins at.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub time_zone: Option<String>,
-    /// The rate beyond the quota; without one, flows are refused.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub throttle_bits_per_second: Option<u64>,
-    /// The rate towards content servers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate_up_bits_per_second: Option<u64>,
-    /// The rate from content servers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate_down_bits_per_second: Option<u64>,
-    /// Flows at the same time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_flows: Option<u32>,
+    /// What the user may use.
+    #[serde(flatten)]
+    pub limits: WrittenLimits,
     /// Bytes of payload sent in the period that is counted now, as last kept: at most a second ago.
     pub up_bytes: u64,
     /// Bytes of payload received in it.
@@ -62,29 +43,17 @@ pub struct UserReport {
 
 impl UserReport {
     fn new(user: &Listed, time: UnixSeconds, used: impl FnOnce(UnixSeconds) -> Used, lent: Option<&Used>) -> Self {
-        let limits = &user.limits;
-        let quota = limits.quota.as_ref();
+        let quota = user.limits.quota.as_ref();
         let period = quota.map_or_else(Period::default, |quota| quota.period.clone());
         let span = period.span(time, user.since);
         let used = used(span.start);
         let lent = lent.copied().unwrap_or_default();
-        let throttle = quota.and_then(|quota| match quota.at_limit {
-            AtLimit::Refuse => None,
-            AtLimit::Throttle(rate) => Some(rate.bits_per_second),
-        });
         Self {
             name: user.identity.name.to_string(),
             lan: user.lan_name.to_string(),
             lan_id: user.identity.lan.0,
             added_at: user.added_at.0,
-            quota_bytes: quota.map(|quota| quota.size.bytes),
-            quota_counts: quota.map(|quota| quota.counts.to_string()),
-            period: quota.map(|_| period.length.to_string()),
-            time_zone: quota.map(|_| period.zone.to_string()),
-            throttle_bits_per_second: throttle,
-            rate_up_bits_per_second: limits.rate_up.map(|rate| rate.bits_per_second),
-            rate_down_bits_per_second: limits.rate_down.map(|rate| rate.bits_per_second),
-            max_flows: limits.max_flows,
+            limits: WrittenLimits::from(&user.limits),
             up_bytes: used.up,
             down_bytes: used.down,
             used_percent: quota.map(|quota| quota.percent(used)),

@@ -14,16 +14,15 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use neighbourhood::{
     cluster::{Cluster, ClusterPlan, postgres, serve},
-    load::{Client, LoadError},
+    load::{
+        Client, LoadError,
+        endless::{DOWNLOAD, UPLOAD, move_until_broken},
+    },
     process::end_with_programs,
-    stream::CounterStream,
 };
 use reconst::accounts::{Limits, Quota};
 use shared::units::Size;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 
 /// Kill and drain nodes under load and print a table of recovery times; run it by .ci/with-postgres
 #[derive(Parser, Debug)]
@@ -220,26 +219,8 @@ async fn spend(arguments: &Arguments, server: &str, flows: u64, kills: u64) -> a
 
 /// Moves bytes until the flow is broken; notes what came down. What the command says is not among it, a few bytes a flow.
 async fn flow(client: &Client, is_down: bool, down: &AtomicU64, is_over: &AtomicBool) {
-    let command = if is_down { "D 0\n" } else { "U\n" };
-    let asked = tokio::time::timeout(Duration::from_secs(2), client.ask(command)).await;
+    let asked = tokio::time::timeout(Duration::from_secs(2), client.ask(if is_down { DOWNLOAD } else { UPLOAD })).await;
     let Ok(Ok(socket)) = asked else { return };
-    let (mut reads, mut writes) = socket.into_split();
-    let reading = async {
-        let mut buffer = vec![0; 65_536];
-        while let Ok(len @ 1..) = reads.read(&mut buffer).await {
-            down.fetch_add(len as u64, Ordering::Relaxed);
-        }
-    };
-    let writing = async {
-        let mut stream = CounterStream::new(0);
-        let mut buffer = vec![0; 65_536];
-        loop {
-            stream.fill(&mut buffer);
-            if writes.write_all(&buffer).await.is_err() {
-                return;
-            }
-        }
-    };
     let over = async {
         while !is_over.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -247,7 +228,7 @@ async fn flow(client: &Client, is_down: bool, down: &AtomicU64, is_over: &Atomic
     };
     tokio::select! {
         () = over => {}
-        () = async { if is_down { reading.await } else { tokio::join!(reading, writing); } } => {}
+        _ = move_until_broken(socket, is_down, down) => {}
     }
 }
 

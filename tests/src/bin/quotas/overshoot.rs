@@ -12,11 +12,14 @@ use std::{
 use neighbourhood::{
     content::Ending,
     cost::tributary::{self, Tributary},
-    load::{Client, associate::Association},
+    load::{
+        Client,
+        associate::Association,
+        endless::{DOWNLOAD, UPLOAD, move_until_broken},
+    },
     neighbourhood::{Neighbourhood, Plan},
     process::missing_program,
     scene::Scene,
-    stream::CounterStream,
 };
 use reconst::{
     accounts::{Accounts, Limits, Quota},
@@ -27,12 +30,7 @@ use shared::{
     target::Target,
     units::{Rate, Size},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UdpSocket,
-    sync::broadcast,
-    task::JoinSet,
-};
+use tokio::{net::UdpSocket, sync::broadcast, task::JoinSet};
 
 use crate::{name, now, wait_until};
 
@@ -111,32 +109,8 @@ async fn uploaded(mut endings: broadcast::Receiver<Ending>, bytes: Arc<AtomicU64
 /// Moves bytes until the flow is broken; notes what came down, gives the length of the command of a download that came to something.
 async fn flow(client: Client, is_down: bool, down_bytes: Arc<AtomicU64>) -> u64 {
     let Ok(socket) = client.ask(if is_down { DOWNLOAD } else { UPLOAD }).await else { return 0 };
-    let (mut reads, mut writes) = socket.into_split();
-    let reading = async {
-        let mut command_bytes = 0;
-        let mut buffer = vec![0; 65_536];
-        while let Ok(len @ 1..) = reads.read(&mut buffer).await {
-            down_bytes.fetch_add(len as u64, Ordering::Relaxed);
-            command_bytes = DOWNLOAD.len() as u64;
-        }
-        command_bytes
-    };
-    let writing = async {
-        let mut stream = CounterStream::new(0);
-        let mut buffer = vec![0; 65_536];
-        loop {
-            stream.fill(&mut buffer);
-            if writes.write_all(&buffer).await.is_err() {
-                return;
-            }
-        }
-    };
-    if is_down {
-        reading.await
-    } else {
-        tokio::join!(reading, writing);
-        0
-    }
+    let came_down = move_until_broken(socket, is_down, &down_bytes).await;
+    if is_down && came_down > 0 { DOWNLOAD.len() as u64 } else { 0 }
 }
 
 /// UDP flows, their datagrams paced so that the sockets on the way have room.
@@ -293,9 +267,6 @@ async fn used(accounts: &Accounts, user: &str) -> anyhow::Result<Used> {
     let report = accounts.user_report(&name("elm")?, &name(user)?, now()).await?;
     Ok(Used { up: report.up_bytes, down: report.down_bytes })
 }
-
-const DOWNLOAD: &str = "D 0\n";
-const UPLOAD: &str = "U\n";
 
 /// So that the quota lasts for some reconnects and kills.
 const RATE: Rate = Rate { bits_per_second: 40_000_000 };
