@@ -1,6 +1,4 @@
-//! Several senders on one line, in virtual time: what each gets and how long the queue stands.
-//!
-//! The line is a queue that drops its tail. Its senders are paths, and a TCP Cubic (RFC 9438 with the slow start of RFC 9406) to share with.
+//! A line in virtual time that several senders share: a queue that drops its tail.
 
 use std::{
     cmp::Reverse,
@@ -8,121 +6,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AckSample, Congestion, PACKET_BYTES};
-
-#[test]
-fn a_path_alone_fills_its_line_and_keeps_the_queue_short() {
-    for (rate, rtt, queue) in [(25.0, 20, 100), (10.0, 20, 500), (2.0, 100, 2000), (0.5, 60, 1000), (200.0, 10, 50), (30.0, 160, 100)] {
-        let mut line = Line::new(rate, rtt, queue);
-        let path = line.add_path(0.0);
-        let report = line.run(5.0, 25.0);
-        assert!(report.shares[path] > 0.97, "{rate} Mbit/s, {rtt} ms: {report:?}");
-        let packets = Duration::from_secs_f64(3.0 * PACKET_BYTES / line.rate);
-        assert!(report.queue < Duration::from_millis(25).max(packets), "{rate} Mbit/s, {rtt} ms: {report:?}");
-    }
-}
-
-#[test]
-fn paths_share_a_line_equally_whoever_came_first() {
-    for (rate, rtt) in [(25.0, 20), (10.0, 20), (4.0, 40), (15.0, 40), (5.0, 20), (100.0, 10)] {
-        for late in [0.0, 3.0, 7.0] {
-            let mut line = Line::new(rate, rtt, 100);
-            line.add_path(0.0);
-            line.add_path(late);
-            let report = line.run(late + 5.0, late + 30.0);
-            // Where a round trip is short beside the timers' jitter the two become equal more slowly.
-            let least = if rate > 50.0 { 0.37 } else { 0.43 };
-            assert!(report.least() > least, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
-            assert!(report.sum() > 0.97, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
-            assert!(report.queue < Duration::from_millis(30), "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
-        }
-    }
-}
-
-#[test]
-fn tcp_cubic_and_a_path_leave_each_other_a_good_part() {
-    let lines = [
-        (25.0, 20, 100),
-        (10.0, 20, 100),
-        (25.0, 20, 500),
-        (25.0, 20, 25),
-        (8.0, 80, 200),
-        (50.0, 40, 60),
-        (25.0, 80, 100),
-        (15.0, 160, 100),
-    ];
-    for (rate, rtt, queue) in lines {
-        for (path_at, cubic_at) in [(0.0, 0.0), (0.0, 5.0), (5.0, 0.0)] {
-            let mut line = Line::new(rate, rtt, queue);
-            line.add_path(path_at);
-            line.add_cubic(cubic_at);
-            let report = line.run(5.0, 25.0);
-            assert!(report.least() > 0.22, "{rate} Mbit/s, {rtt} ms, {queue} ms, {path_at}/{cubic_at}: {report:?}");
-        }
-    }
-}
-
-#[test]
-fn a_path_takes_the_line_back_when_tcp_cubic_has_gone() {
-    let mut line = Line::new(25.0, 20, 100);
-    let path = line.add_path(0.0);
-    let cubic = line.add_cubic(3.0);
-    line.stop(cubic, 15.0);
-    let report = line.run(20.0, 30.0);
-    assert!(report.shares[path] > 0.95, "{report:?}");
-    assert!(report.queue < Duration::from_millis(16), "{report:?}");
-}
-
-#[test]
-fn a_longer_way_is_no_competitor() {
-    let mut line = Line::new(25.0, 20, 200);
-    let path = line.add_path(0.0);
-    line.longer_at = Some((10.0, 0.040));
-    let report = line.run(13.0, 30.0);
-    assert!(report.shares[path] > 0.95, "{report:?}");
-    assert!(report.queue < Duration::from_millis(16), "{report:?}");
-}
-
-#[test]
-fn a_line_that_slows_down_is_followed_without_competing() {
-    let mut line = Line::new(25.0, 20, 300);
-    let path = line.add_path(0.0);
-    line.slower_at = Some((10.0, 0.5));
-    let report = line.run(11.0, 20.0);
-    assert!(report.shares[path] > 0.47, "{report:?}");
-    assert!(report.queue < Duration::from_millis(22), "{report:?}");
-}
+use super::cubic::Cubic;
+use crate::transfer::congestion::{AckSample, Congestion, PACKET_BYTES};
 
 /// What came of a run.
 #[derive(Debug)]
-struct Report {
+pub(super) struct Report {
     /// Each sender's part of what the line could have carried.
-    shares: Vec<f64>,
+    pub(super) shares: Vec<f64>,
     /// The queue, on average.
-    queue: Duration,
+    pub(super) queue: Duration,
 }
 
 impl Report {
-    fn sum(&self) -> f64 {
+    pub(super) fn sum(&self) -> f64 {
         self.shares.iter().sum()
     }
 
-    fn least(&self) -> f64 {
+    pub(super) fn least(&self) -> f64 {
         self.shares.iter().copied().fold(f64::MAX, f64::min) / self.sum()
     }
 }
 
-struct Line {
+pub(super) struct Line {
     /// Bytes per second, now and at first.
-    rate: f64,
+    pub(super) rate: f64,
     first_rate: f64,
     /// One way, seconds.
     delay: f64,
     queue_bytes: f64,
     /// When the way becomes longer, and by how many seconds.
-    longer_at: Option<(f64, f64)>,
+    pub(super) longer_at: Option<(f64, f64)>,
     /// When the rate changes, and its factor.
-    slower_at: Option<(f64, f64)>,
+    pub(super) slower_at: Option<(f64, f64)>,
     start: Instant,
     now: f64,
     /// When the queue will be empty.
@@ -169,21 +85,8 @@ enum Kind {
     Cubic(Cubic),
 }
 
-/// In packets.
-struct Cubic {
-    window: f64,
-    threshold: f64,
-    window_max: f64,
-    grows_since: f64,
-    /// When growth reaches `window_max` again, in seconds from then.
-    origin: f64,
-    reno: f64,
-    least_rtt: f64,
-    recovery_until: u64,
-}
-
 impl Line {
-    fn new(megabits: f64, rtt_ms: u64, queue_ms: u64) -> Self {
+    pub(super) fn new(megabits: f64, rtt_ms: u64, queue_ms: u64) -> Self {
         let rate = megabits * 1e6 / 8.0;
         Self {
             rate,
@@ -205,23 +108,13 @@ impl Line {
         }
     }
 
-    fn add_path(&mut self, starts_at: f64) -> usize {
+    pub(super) fn add_path(&mut self, starts_at: f64) -> usize {
         let rtt = Duration::from_secs_f64(2.0 * self.delay);
         self.add(Kind::Path(Box::new(Congestion::new(rtt))), starts_at)
     }
 
-    fn add_cubic(&mut self, starts_at: f64) -> usize {
-        let cubic = Cubic {
-            window: 10.0,
-            threshold: f64::MAX,
-            window_max: 0.0,
-            grows_since: 0.0,
-            origin: 0.0,
-            reno: 0.0,
-            least_rtt: f64::MAX,
-            recovery_until: 0,
-        };
-        self.add(Kind::Cubic(cubic), starts_at)
+    pub(super) fn add_cubic(&mut self, starts_at: f64) -> usize {
+        self.add(Kind::Cubic(Cubic::new()), starts_at)
     }
 
     fn add(&mut self, kind: Kind, starts_at: f64) -> usize {
@@ -244,11 +137,11 @@ impl Line {
         place
     }
 
-    fn stop(&mut self, sender: usize, at: f64) {
+    pub(super) fn stop(&mut self, sender: usize, at: f64) {
         self.senders[sender].stops_at = at;
     }
 
-    fn run(&mut self, counts_from: f64, until: f64) -> Report {
+    pub(super) fn run(&mut self, counts_from: f64, until: f64) -> Report {
         self.schedule(0.0, Event::Look);
         while let Some(Reverse((at, _, event))) = self.events.pop() {
             self.now = at as f64 / 1e9;
@@ -401,39 +294,5 @@ impl Line {
 
     fn instant(&self) -> Instant {
         self.start + Duration::from_secs_f64(self.now)
-    }
-}
-
-impl Cubic {
-    /// Of packets up to `number`, sent `rtt` ago, `acked` arrived and `lost` did not; `next` is the next to send.
-    fn on_ack(&mut self, now: f64, (acked, lost): (u64, u64), number: u64, next: u64, (rtt, srtt): (f64, f64)) {
-        let acked = acked as f64;
-        self.least_rtt = self.least_rtt.min(rtt);
-        if lost > 0 && number >= self.recovery_until {
-            self.recovery_until = next;
-            self.window_max = self.window;
-            self.window = (self.window * 0.7).max(2.0);
-            self.threshold = self.window;
-            self.reno = self.window;
-            self.grows_since = now;
-            self.origin = ((self.window_max - self.window) / 0.4).cbrt();
-            return;
-        }
-        if self.window < self.threshold {
-            self.window += acked;
-            if rtt > self.least_rtt + (self.least_rtt / 8.0).clamp(0.004, 0.016) {
-                self.threshold = self.window;
-                self.window_max = self.window;
-                self.reno = self.window;
-                self.grows_since = now;
-                self.origin = 0.0;
-            }
-            return;
-        }
-        let time = now - self.grows_since + srtt;
-        let target = (0.4 * (time - self.origin).powi(3) + self.window_max).clamp(self.window, 1.5 * self.window);
-        self.window += (target - self.window) / self.window * acked;
-        self.reno += 0.53 * acked / self.window;
-        self.window = self.window.max(self.reno);
     }
 }

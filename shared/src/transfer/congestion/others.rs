@@ -1,0 +1,196 @@
+//! Who else keeps a queue on the line: what tells it, and when a path competes for its share and stops.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    AckSample, Congestion, PACKET_BYTES, Phase, Round,
+    capacity::{Drain, weight},
+    competition::{Competition, Finding, QueueSigns},
+    filters::{MinFilter, Rate},
+    pace::TARGET_QUEUE,
+};
+
+/// What a pace below the capacity should have done to a queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// The queue when it began, seconds.
+    queue: f64,
+    /// By how much the queue should have shrunk since, seconds; and up to when that was counted.
+    owed: f64,
+    counted: Instant,
+}
+
+/// The least queue of a round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Floor {
+    at: Instant,
+    /// Seconds.
+    queue: f64,
+    /// What was in flight at the ends of this round and of the one before, whose packets met the queue: the less and the more, bytes.
+    in_flight: (f64, f64),
+    /// What the line gave us, bytes per second.
+    capacity: f64,
+}
+
+/// A queue that does not shrink when the pace does is somebody else's if it is longer than so many times the target and so many seconds.
+const FOREIGN_TARGETS: f64 = 3.0;
+const FOREIGN_QUEUE: f64 = 0.015;
+
+/// A queue of more targets than this is to shrink, and has if only this part of it is left.
+const PATIENCE_TARGETS: f64 = 1.25;
+const PATIENCE_SHRUNK: f64 = 0.7;
+
+/// A queue whose least of each round moves by so much more than our own packets in flight do is moved by somebody else. In seconds, in round
+/// trips, in multiples of the target, in packets and in multiples of the delay's jitter; while the capacity varies by less than this part.
+const FOREIGN_SWING: f64 = 0.015;
+const FOREIGN_SWING_ROUND_TRIPS: f64 = 0.15;
+const FOREIGN_SWING_TARGETS: f64 = 1.0;
+const FOREIGN_SWING_PACKETS: f64 = 3.0;
+const FOREIGN_SWING_JITTERS: f64 = 6.0;
+const FOREIGN_SWING_CAPACITY: f64 = 0.25;
+const SWING_SPAN: Duration = Duration::from_secs(4);
+const SWING_ROUNDS: usize = 128;
+
+/// The part of what the line gave before that counts as all of it.
+const WHOLE_LINE: f64 = 0.9;
+
+/// The pause after a competition that met nobody, as so few checks showed, doubled each time up to so often.
+const VAIN_CHECKS: u32 = 1;
+const VAIN_PAUSE: Duration = Duration::from_millis(500);
+const VAIN_DOUBLINGS: u32 = 5;
+
+impl Congestion {
+    /// A queue that does not shrink while the pace is below the capacity isn't ours, or isn't a queue. A short one is taken for the way's
+    /// own delay; for the sake of a longer one the path competes.
+    pub(super) fn look_for_others(&mut self, now: Instant, queue: f64, target: f64) {
+        if self.is_outlasted(now, queue, target) {
+            self.begin_to_compete(now);
+            return;
+        }
+        if queue < 2.0 * target && !self.round.is_app_limited {
+            self.undisturbed.push(now, self.capacity);
+        }
+        if self.gain() > 0.95 || queue < 2.0 * target {
+            self.braking = None;
+            return;
+        }
+        let (since, queue_then) = *self.braking.get_or_insert((now, queue));
+        if now.duration_since(since) < self.smoothed_rtt * 4 + Duration::from_millis(50) {
+            return;
+        }
+        self.braking = None;
+        if queue < 0.7 * queue_then {
+            return;
+        }
+        if queue >= FOREIGN_QUEUE.max(FOREIGN_TARGETS * self.target_at(self.line_rate(now))) {
+            self.begin_to_compete(now);
+        } else {
+            self.rebase();
+        }
+    }
+
+    /// Whether a queue a little above the target has stayed although the pace should have emptied it by now, while the line gives less
+    /// than before: somebody fills up what we leave, and would have it all in the end.
+    fn is_outlasted(&mut self, now: Instant, queue: f64, target: f64) -> bool {
+        if queue < PATIENCE_TARGETS * target || self.capacity >= WHOLE_LINE * self.line_rate(now) {
+            self.patience = None;
+            return false;
+        }
+        let (gain, rtt) = (self.gain(), self.smoothed_rtt.as_secs_f64());
+        let begun = Patience { queue, owed: 0.0, counted: now };
+        let patience = self.patience.get_or_insert(begun);
+        if queue < PATIENCE_SHRUNK * patience.queue {
+            *patience = begun;
+        }
+        patience.owed += (1.0 - gain) * now.saturating_duration_since(patience.counted).as_secs_f64();
+        patience.counted = now;
+        // What the last round trip's pace does is not seen yet.
+        let is_outlasted = patience.owed > patience.queue.max(FOREIGN_QUEUE) + (1.0 - gain) * rtt;
+        if is_outlasted {
+            self.patience = None;
+        }
+        is_outlasted
+    }
+
+    /// The line's rate as far as is known, whoever uses it: bytes per second.
+    fn line_rate(&self, now: Instant) -> f64 {
+        self.undisturbed.most(now).unwrap_or(0.0).max(self.capacity).max(1.0)
+    }
+
+    /// Notes the least queue of a round, and competes if it swings.
+    pub(super) fn note_floor(&mut self, now: Instant, round: &Round) {
+        let may_compete = self.competes_from.is_none_or(|at| now >= at) && matches!(self.drain, Drain::Waiting(_));
+        if !may_compete {
+            self.floors.clear();
+        }
+        let Some(queue) = round.least_queue.filter(|_| may_compete && !round.is_app_limited) else { return };
+        let in_flight = (round.in_flight.min(self.in_flight_before), round.in_flight.max(self.in_flight_before));
+        self.floors.push_back(Floor { at: now, queue, in_flight, capacity: self.capacity });
+        while self.floors.len() > SWING_ROUNDS || self.floors.front().is_some_and(|floor| now.duration_since(floor.at) > SWING_SPAN) {
+            self.floors.pop_front();
+        }
+        let line = self.line_rate(now);
+        let swing = span(self.floors.iter().map(|floor| (floor.queue, floor.queue)));
+        let own = span(self.floors.iter().map(|floor| floor.in_flight)) / self.capacity.max(1.0);
+        let unsuspicious = [
+            FOREIGN_SWING,
+            FOREIGN_SWING_ROUND_TRIPS * self.min_rtt().as_secs_f64(),
+            FOREIGN_SWING_TARGETS * self.target_at(line),
+            FOREIGN_SWING_PACKETS * PACKET_BYTES / line,
+            FOREIGN_SWING_JITTERS * self.delay.jitter(),
+        ];
+        // While the line becomes slower, or our share of it smaller, the queue grows whatever we do: that is for the other signs.
+        let capacities = self.floors.iter().map(|floor| (floor.capacity, floor.capacity));
+        if span(capacities) < FOREIGN_SWING_CAPACITY * self.capacity && unsuspicious.iter().all(|unsuspicious| swing - own > *unsuspicious)
+        {
+            self.begin_to_compete(now);
+        }
+    }
+
+    pub(super) fn begin_to_compete(&mut self, now: Instant) {
+        // Half of what the line gave before: as if one other were there.
+        let half = self.undisturbed.most(now).unwrap_or(0.0) / 2.0;
+        let window = self.capacity.max(half) * self.smoothed_rtt.as_secs_f64();
+        self.competition = Some(Competition::new(now, window, self.delay.recent()));
+        self.phase = Phase::Competing;
+    }
+
+    pub(super) fn compete(&mut self, now: Instant, rate: Option<Rate>, sample: &AckSample) {
+        let span = self.rate_span();
+        let Some(competition) = &mut self.competition else { return };
+        if let Some(rate) = rate.filter(|_| competition.gain().is_none()) {
+            let weight = weight(rate, sample.acked_bytes, span);
+            self.capacity += (rate.of_busy_line(self.capacity) - self.capacity) * weight;
+        }
+        let queue = self.delay.recent();
+        let has_whole_line = self.undisturbed.most(now).is_some_and(|most| self.capacity > WHOLE_LINE * most);
+        let signs = QueueSigns { queue, none: TARGET_QUEUE, same: 0.002 + self.delay.jitter(), has_whole_line };
+        let Some(finding) = competition.on_ack(now, sample, signs, self.round.is_app_limited) else { return };
+        // The line could have delivered more than it was given meanwhile.
+        self.rates.on_app_limited(sample.in_flight);
+        match finding {
+            Finding::Alone => {
+                let was_in_vain = competition.checks() <= VAIN_CHECKS;
+                self.vain_competitions = if was_in_vain { self.vain_competitions + 1 } else { 0 };
+                self.competes_from = was_in_vain.then(|| now + VAIN_PAUSE * 2u32.pow(self.vain_competitions.min(VAIN_DOUBLINGS)));
+            }
+            Finding::LongerWay => self.rebase(),
+        }
+        self.competition = None;
+        self.phase = Phase::Steady;
+        self.empty_rounds = 0;
+        self.floors.clear();
+    }
+
+    /// Takes the delay of now for that of the way.
+    fn rebase(&mut self) {
+        self.delay.rebase();
+        self.min_rtt = MinFilter::default();
+    }
+}
+
+/// How far the least and the most of `ranges` are apart.
+fn span(ranges: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let (least, most) = ranges.fold((f64::MAX, f64::MIN), |(least, most), (low, high)| (least.min(low), most.max(high)));
+    (most - least).max(0.0)
+}

@@ -1,0 +1,106 @@
+//! How fast a path sends and how much it has in flight, by the queue that it sees.
+
+use std::time::Duration;
+
+use super::{
+    Congestion, PACKET_BYTES, Phase,
+    capacity::{DRAIN_GAIN, Drain},
+    competition::Competition,
+};
+
+/// The queue aimed at: enough to bridge the jitter of timers on both ends, or two packets of a line so slow that they take longer, in seconds.
+pub(super) const TARGET_QUEUE: f64 = 0.004;
+const TARGET_PACKETS: f64 = 2.0;
+
+/// The multiple of the delay's jitter that is added, and the most: what a radio link's scheduler makes of an empty queue.
+const JITTER_ALLOWANCE: f64 = 6.0;
+const JITTER_QUEUE: f64 = 0.020;
+
+/// The queue that the window allows above the line's own delay.
+const WINDOW_QUEUE: f64 = 0.025;
+
+/// The bounds of the pace as a fraction of the capacity.
+const GAIN: (f64, f64) = (0.7, 1.25);
+
+/// The pace of rounds that follow ever more rounds with an empty queue: the line may have become faster.
+const EMPTY_GAINS: [f64; 6] = [1.05, 1.05, 1.1, 1.1, 1.25, 1.25];
+
+/// The target is for a path at this rate, bytes per second. A faster one aims at less and a slower one at more, by this power of
+/// the ratio within these factors: of two paths on a line the one with more gives way until both have the same.
+const TARGET_RATE: f64 = 12e6 / 8.0;
+/// What is added of the least round trip: over a long one the pace corrects itself more slowly.
+const TARGET_ROUND_TRIPS: f64 = 0.05;
+const TARGET_EXPONENT: f64 = 0.5;
+const TARGET_FACTOR: (f64, f64) = (0.5, 4.0);
+
+/// What it is at most, packets and jitter aside: in seconds, or as a part of the round trip if that is more.
+const TARGET_MAX: f64 = 0.016;
+const TARGET_MAX_ROUND_TRIPS: f64 = 0.125;
+
+/// The pace of a path that competes, as a multiple of its window per round trip (RFC 9002 §7.7).
+const COMPETING_PACE: f64 = 1.25;
+
+impl Congestion {
+    /// Bytes that may be in flight.
+    pub fn window(&self) -> u64 {
+        match self.phase {
+            Phase::SlowStart => self.slow_start_window as u64,
+            Phase::Steady => {
+                let held_back = self.ack_delay.as_secs_f64();
+                let queue = WINDOW_QUEUE.max(2.0 * self.target());
+                let span = self.min_rtt.least().unwrap_or(self.smoothed_rtt.as_secs_f64()) + held_back + queue;
+                (self.capacity * span / (1.0 - self.loss) + 3.0 * PACKET_BYTES) as u64
+            }
+            Phase::Competing => self.competition.as_ref().map_or(0.0, Competition::window) as u64,
+        }
+    }
+
+    pub(super) fn target(&self) -> f64 {
+        self.target_at(self.capacity)
+    }
+
+    /// The queue that a path aims at whose line gives it `capacity`, in seconds.
+    pub(super) fn target_at(&self, capacity: f64) -> f64 {
+        let capacity = capacity.max(1.0);
+        let packets = TARGET_PACKETS * PACKET_BYTES / capacity;
+        let factor = (TARGET_RATE / capacity).powf(TARGET_EXPONENT).clamp(TARGET_FACTOR.0, TARGET_FACTOR.1);
+        let rtt = self.min_rtt().as_secs_f64();
+        let queue = (TARGET_QUEUE + TARGET_ROUND_TRIPS * rtt) * factor;
+        queue.min(TARGET_MAX.max(TARGET_MAX_ROUND_TRIPS * rtt)).max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
+    }
+
+    /// The time over which the delivery rate is measured: a round trip, though not with all of a deep queue in it.
+    pub(super) fn rate_span(&self) -> Duration {
+        self.smoothed_rtt.min(self.min_rtt() * 2)
+    }
+
+    /// The pace in bytes per second.
+    pub(super) fn pace(&self) -> f64 {
+        match self.phase {
+            Phase::SlowStart => 2.0 * self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3),
+            Phase::Steady => self.capacity * self.gain() / (1.0 - self.loss),
+            Phase::Competing => {
+                let Some(competition) = &self.competition else { return self.capacity };
+                let by_window = COMPETING_PACE * competition.window() / self.smoothed_rtt.as_secs_f64().max(1e-3);
+                competition.gain().map_or(by_window, |gain| gain * self.capacity)
+            }
+        }
+    }
+
+    pub(super) fn gain(&self) -> f64 {
+        if matches!(self.drain, Drain::Running(_)) {
+            return DRAIN_GAIN;
+        }
+        let is_passing = matches!(self.drain, Drain::Passing(_));
+        let queue = self.delay.recent();
+        let time_constant = 3.0 * self.smoothed_rtt.as_secs_f64() + 0.020;
+        let gain = 1.0 + (self.target() - queue) / time_constant;
+        let highest = if self.cautious_until.is_some() || is_passing { 1.0 } else { GAIN.1 };
+        let probing = if self.cautious_until.is_none() && self.empty_rounds > 0 {
+            EMPTY_GAINS[(self.empty_rounds as usize - 1).min(EMPTY_GAINS.len() - 1)]
+        } else {
+            0.0
+        };
+        gain.max(probing).clamp(GAIN.0, highest)
+    }
+}

@@ -1,0 +1,95 @@
+//! Several senders on one line, in virtual time: what each gets and how long the queue stands.
+//!
+//! The line is a queue that drops its tail. Its senders are paths, and a TCP Cubic (RFC 9438 with the slow start of RFC 9406) to share with.
+
+mod cubic;
+mod line;
+
+use std::time::Duration;
+
+use line::Line;
+
+use super::PACKET_BYTES;
+
+#[test]
+fn a_path_alone_fills_its_line_and_keeps_the_queue_short() {
+    for (rate, rtt, queue) in [(25.0, 20, 100), (10.0, 20, 500), (2.0, 100, 2000), (0.5, 60, 1000), (200.0, 10, 50), (30.0, 160, 100)] {
+        let mut line = Line::new(rate, rtt, queue);
+        let path = line.add_path(0.0);
+        let report = line.run(5.0, 25.0);
+        assert!(report.shares[path] > 0.97, "{rate} Mbit/s, {rtt} ms: {report:?}");
+        let packets = Duration::from_secs_f64(3.0 * PACKET_BYTES / line.rate);
+        assert!(report.queue < Duration::from_millis(25).max(packets), "{rate} Mbit/s, {rtt} ms: {report:?}");
+    }
+}
+
+#[test]
+fn paths_share_a_line_equally_whoever_came_first() {
+    for (rate, rtt) in [(25.0, 20), (10.0, 20), (4.0, 40), (15.0, 40), (5.0, 20), (100.0, 10)] {
+        for late in [0.0, 3.0, 7.0] {
+            let mut line = Line::new(rate, rtt, 100);
+            line.add_path(0.0);
+            line.add_path(late);
+            let report = line.run(late + 5.0, late + 30.0);
+            // Where a round trip is short beside the timers' jitter the two become equal more slowly.
+            let least = if rate > 50.0 { 0.37 } else { 0.43 };
+            assert!(report.least() > least, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
+            assert!(report.sum() > 0.97, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
+            assert!(report.queue < Duration::from_millis(30), "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn tcp_cubic_and_a_path_leave_each_other_a_good_part() {
+    let lines = [
+        (25.0, 20, 100),
+        (10.0, 20, 100),
+        (25.0, 20, 500),
+        (25.0, 20, 25),
+        (8.0, 80, 200),
+        (50.0, 40, 60),
+        (25.0, 80, 100),
+        (15.0, 160, 100),
+    ];
+    for (rate, rtt, queue) in lines {
+        for (path_at, cubic_at) in [(0.0, 0.0), (0.0, 5.0), (5.0, 0.0)] {
+            let mut line = Line::new(rate, rtt, queue);
+            line.add_path(path_at);
+            line.add_cubic(cubic_at);
+            let report = line.run(5.0, 25.0);
+            assert!(report.least() > 0.22, "{rate} Mbit/s, {rtt} ms, {queue} ms, {path_at}/{cubic_at}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_path_takes_the_line_back_when_tcp_cubic_has_gone() {
+    let mut line = Line::new(25.0, 20, 100);
+    let path = line.add_path(0.0);
+    let cubic = line.add_cubic(3.0);
+    line.stop(cubic, 15.0);
+    let report = line.run(20.0, 30.0);
+    assert!(report.shares[path] > 0.95, "{report:?}");
+    assert!(report.queue < Duration::from_millis(16), "{report:?}");
+}
+
+#[test]
+fn a_longer_way_is_no_competitor() {
+    let mut line = Line::new(25.0, 20, 200);
+    let path = line.add_path(0.0);
+    line.longer_at = Some((10.0, 0.040));
+    let report = line.run(13.0, 30.0);
+    assert!(report.shares[path] > 0.95, "{report:?}");
+    assert!(report.queue < Duration::from_millis(16), "{report:?}");
+}
+
+#[test]
+fn a_line_that_slows_down_is_followed_without_competing() {
+    let mut line = Line::new(25.0, 20, 300);
+    let path = line.add_path(0.0);
+    line.slower_at = Some((10.0, 0.5));
+    let report = line.run(11.0, 20.0);
+    assert!(report.shares[path] > 0.47, "{report:?}");
+    assert!(report.queue < Duration::from_millis(22), "{report:?}");
+}
