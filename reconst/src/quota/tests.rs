@@ -1,0 +1,116 @@
+//! What the keeper keeps, and for whom.
+
+use shared::{
+    community::{
+        member::Role,
+        quota::{Quota, Way},
+    },
+    units::Size,
+};
+
+use super::*;
+use crate::{accounts::testing, provision::Registrar};
+
+#[tokio::test]
+async fn a_quota_holds_while_the_store_does_not_answer() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let member = user_with_quota(&registrar, 1000).await;
+    let keeper = Keeper::new(registrar.accounts().clone(), None, None);
+    let account = keeper.account(&member).await.expect("an account");
+    assert_eq!(take(&account, 600), Some(600));
+    registrar.accounts().close().await;
+    keeper.keep().await;
+    assert!(keeper.behind().is_some());
+    assert_eq!((take(&account, 600), take(&account, 600)), (Some(400), None));
+    assert!(keeper.account(&member).await.is_ok(), "another PC of the same user");
+}
+
+#[tokio::test]
+async fn what_was_kept_outlives_the_keeper() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let member = user_with_quota(&registrar, 1000).await;
+    let keeper = Keeper::new(registrar.accounts().clone(), None, None);
+    let account = keeper.account(&member).await.expect("an account");
+    take(&account, 600);
+    keeper.keep().await;
+    take(&account, 100);
+    keeper.keep().await;
+    let account = Keeper::new(registrar.accounts().clone(), None, None).account(&member).await.expect("an account");
+    assert_eq!((take(&account, 600), take(&account, 600)), (Some(300), None));
+}
+
+#[tokio::test]
+async fn what_a_lan_may_spend_counts_for_all_its_users() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let limits = Limits { quota: Some(Quota::of(Size { bytes: 1000 })), max_flows: Some(2), ..Limits::default() };
+    registrar.accounts().set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+    let (ann, bob) = (user_with_quota(&registrar, 5000).await, user(&registrar, "bob", &Limits::default()).await);
+    let keeper = Keeper::new(registrar.accounts().clone(), None, None);
+    let (ann, bob) = (keeper.spending(&ann).await.expect("an account"), keeper.spending(&bob).await.expect("an account"));
+    let moved = |spending: &Arc<Spending>, bytes| spending.take(Way::Down, bytes).ok().map(|granted| granted.bytes);
+    assert_eq!((moved(&ann, 700), moved(&bob, 700), moved(&ann, 1)), (Some(700), Some(300), None));
+    let refused = bob.open_flow().err().expect("used up").to_string();
+    assert!(refused.contains("your LAN may use"), "{refused}");
+    assert_eq!(ann.user.lock().used().down, 700, "what the LAN refuses is not the user's");
+    keeper.keep().await;
+    let report = registrar.accounts().lan_report(&name("elm"), keeper.time()).await.expect("a LAN");
+    assert_eq!((report.down_bytes, report.used_percent), (1000, Some(100)));
+
+    let again = Keeper::new(registrar.accounts().clone(), None, None);
+    let limits = Limits { quota: Some(Quota::of(Size { bytes: 1600 })), ..limits };
+    registrar.accounts().set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+    let ann = again.spending(&user(&registrar, "cid", &Limits::default()).await).await.expect("an account");
+    let _flows = (ann.open_flow().expect("the first"), ann.open_flow().expect("the second"));
+    assert!(ann.open_flow().err().expect("too many").to_string().contains("as many as your LAN may have"));
+    assert_eq!(ann.user.lock().flows(), 2, "what the LAN refuses is not the user's");
+    assert_eq!(moved(&ann, 2000), Some(600), "what was kept outlives the keeper");
+}
+
+#[tokio::test]
+async fn an_account_is_one_as_long_as_anybody_spends_from_it() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let member = user_with_quota(&registrar, 1000).await;
+    let keeper = Keeper::new(registrar.accounts().clone(), None, None);
+    let account = keeper.account(&member).await.expect("an account");
+    keeper.keep().await;
+    assert!(Arc::ptr_eq(&account, &keeper.account(&member).await.expect("an account")));
+    drop(account);
+    keeper.keep().await;
+    assert!(keeper.report().is_empty());
+}
+
+#[tokio::test]
+async fn a_member_is_one_still_while_the_store_does_not_answer() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let (elm, ann, bob) = (name("elm"), name("ann"), name("bob"));
+    let certificate = |profile: shared::community::profile::Profile| {
+        shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM")
+    };
+    let limits = Limits::default();
+    let ann = certificate(registrar.add_user(&elm, &ann, &limits).await.expect("a user"));
+    let bob = certificate(registrar.add_user(&elm, &bob, &limits).await.expect("a user"));
+    let accounts = registrar.accounts();
+    let known = accounts.authorise(&ann, Role::User).await.expect("a member");
+    accounts.close().await;
+    assert_eq!(accounts.authorise(&ann, Role::User).await.expect("known from before"), known);
+    assert!(accounts.authorise(&ann, Role::Relay).await.is_err(), "in another role");
+    assert!(accounts.authorise(&bob, Role::User).await.is_err(), "never seen");
+}
+
+async fn user_with_quota(registrar: &Registrar, bytes: u64) -> Member {
+    user(registrar, "ann", &Limits { quota: Some(Quota::of(Size { bytes })), ..Limits::default() }).await
+}
+
+async fn user(registrar: &Registrar, user: &str, limits: &Limits) -> Member {
+    let profile = registrar.add_user(&name("elm"), &name(user), limits).await.expect("a user");
+    let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
+    registrar.accounts().authorise(&certificate, Role::User).await.expect("a member")
+}
+
+fn take(account: &UserAccount, bytes: u64) -> Option<u64> {
+    account.lock().take(Instant::now(), account.time(), Way::Down, bytes).ok().map(|grant| grant.bytes)
+}
+
+fn name(text: &str) -> shared::community::member::Name {
+    text.parse().expect("a name")
+}

@@ -1,0 +1,141 @@
+//! One user's account here: what flows take from it, and what of it the store is told.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use serde::Serialize;
+use shared::community::{
+    member::Identity,
+    quota::{Account, AtLimit, Grant, Limits, Refused, UnixSeconds, Way},
+};
+use tokio::sync::Notify;
+
+use crate::accounts::{
+    MemberId,
+    leases::{Asks, UsageReport},
+};
+
+/// A user's account and who it is.
+pub struct UserAccount {
+    pub(super) identity: Identity,
+    pub(super) account: Mutex<Account>,
+    pub(super) time: Arc<AtomicI64>,
+    pub(super) totals: Arc<Totals>,
+    pub(super) lease_low: Arc<Notify>,
+    /// How often in a row it had nothing to report.
+    pub(super) idle_ticks: AtomicU32,
+}
+
+/// A user's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct AccountReport {
+    /// The user.
+    pub user: String,
+    /// Flows open now.
+    pub flows: u32,
+    /// Bytes that the user's applications sent in this period.
+    pub up_bytes: u64,
+    /// Bytes that they got.
+    pub down_bytes: u64,
+    /// Bytes that the user may move, if there is a limit.
+    pub quota_bytes: Option<u64>,
+    /// Flows that the user may have open, if there is a limit.
+    pub max_flows: Option<u32>,
+    /// When the count begins anew, seconds since 1970.
+    pub resets_at: i64,
+}
+
+/// What has moved since the start, of all users.
+#[derive(Default)]
+pub(super) struct Totals {
+    pub(super) up_bytes: AtomicU64,
+    pub(super) down_bytes: AtomicU64,
+    pub(super) refused_flows: AtomicU64,
+}
+
+impl UserAccount {
+    /// What is to be reported to the store, if anything: always what has changed, and whether a lease is wanted.
+    pub(super) fn usage_report(&self, id: MemberId, is_tick: bool) -> Option<UsageReport> {
+        let mut account = self.lock();
+        if !is_tick && !account.is_lease_low() {
+            return None;
+        }
+        let counts = account.poll_changes();
+        if !counts.is_empty() {
+            self.idle_ticks.store(0, Ordering::Relaxed);
+        } else if is_tick {
+            self.idle_ticks.fetch_add(1, Ordering::Relaxed);
+        }
+        let is_idle = self.idle_ticks.load(Ordering::Relaxed) > IDLE_TICKS;
+        let quota = account.limits().quota.clone();
+        // Who is idle has given up the lease once and asks for one when something moves.
+        let is_silent = counts.is_empty() && is_tick && (!is_idle || account.leased() == 0);
+        if is_silent {
+            return None;
+        }
+        let asks = quota.map(|quota| Asks {
+            period: account.span().start,
+            counted: account.counted_here(),
+            wants_lease: !(is_idle && is_tick) && quota.at_limit == AtLimit::Refuse,
+            quota,
+        });
+        Some(UsageReport { user: id, counts, asks })
+    }
+
+    /// Takes a grant; asks for a lease if it runs low.
+    pub(super) fn take(&self, take: impl FnOnce(&mut Account) -> Result<Grant, Refused>) -> Result<Grant, Refused> {
+        let mut account = self.lock();
+        let taken = take(&mut account);
+        if account.is_lease_low() {
+            self.lease_low.notify_one();
+        }
+        taken
+    }
+
+    /// Notes bytes that have moved.
+    pub(super) fn on_moved(&self, way: Way, bytes: usize) {
+        let total = match way {
+            Way::Up => &self.totals.up_bytes,
+            Way::Down => &self.totals.down_bytes,
+        };
+        total.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_limits(&self, limits: Limits) {
+        let mut account = self.lock();
+        if *account.limits() != limits {
+            tracing::info!(user = %self.identity, "limits changed");
+            account.set_limits(Instant::now(), self.time(), limits);
+        }
+    }
+
+    pub(super) fn report(&self) -> AccountReport {
+        let account = self.lock();
+        let used = account.used();
+        AccountReport {
+            user: self.identity.to_string(),
+            flows: account.flows(),
+            up_bytes: used.up,
+            down_bytes: used.down,
+            quota_bytes: account.limits().quota.as_ref().map(|quota| quota.size.bytes),
+            max_flows: account.limits().max_flows,
+            resets_at: account.span().end.0,
+        }
+    }
+
+    pub(super) fn time(&self) -> UnixSeconds {
+        UnixSeconds(self.time.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().expect("nothing panics under the lock")
+    }
+}
+
+/// Two seconds: who pauses for longer gives up the lease, so that others may have it.
+const IDLE_TICKS: u32 = 4;

@@ -1,0 +1,82 @@
+//! What an account has counted, by the beginning of the period, to be kept by the caller.
+
+use super::{
+    super::{Quota, UnixSeconds, Way},
+    Account,
+};
+
+/// Bytes of payload that were moved.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Used {
+    /// Towards content servers.
+    pub up: u64,
+    /// From content servers.
+    pub down: u64,
+}
+
+impl Account {
+    /// What is used of it, here and as far as is known elsewhere.
+    pub fn used(&self) -> Used {
+        let (here, elsewhere) = (self.counted_here(), self.elsewhere_by_period.get(&self.span.start).copied().unwrap_or_default());
+        Used { up: here.up + elsewhere.up, down: here.down + elsewhere.down }
+    }
+
+    /// What this server has counted in the period that is counted now.
+    pub fn counted_here(&self) -> Used {
+        self.used_by_period.get(&self.span.start).copied().unwrap_or_default()
+    }
+
+    /// Whether it is time to tell that [`WARNED_AT_PERCENT`] are used; true once a period.
+    pub fn poll_warning(&mut self) -> bool {
+        let is_due = !self.is_warned && self.is_beyond_warning();
+        self.is_warned |= is_due;
+        is_due
+    }
+
+    /// The counts that have changed since the last call, to be kept.
+    pub fn poll_changes(&mut self) -> Vec<(UnixSeconds, Used)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().filter_map(|period| Some((period, *self.used_by_period.get(&period)?))).collect()
+    }
+
+    /// Whether [`Account::poll_changes`] would give some.
+    pub fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Takes counts back that could not be kept: the next [`Account::poll_changes`] gives them again, as they are then.
+    pub fn on_not_kept(&mut self, periods: impl IntoIterator<Item = UnixSeconds>) {
+        periods.into_iter().for_each(|period| self.note_change(period));
+    }
+
+    pub(super) fn add(&mut self, period: UnixSeconds, way: Way, bytes: u64) {
+        *self.used_by_period.entry(period).or_default().of(way) += bytes;
+        self.note_change(period);
+    }
+
+    pub(super) fn note_change(&mut self, period: UnixSeconds) {
+        if !self.changed.contains(&period) {
+            self.changed.push(period);
+        }
+    }
+
+    pub(super) fn counted(&self, quota: &Quota) -> u64 {
+        quota.counted(self.used())
+    }
+
+    pub(super) fn is_beyond_warning(&self) -> bool {
+        self.limits.quota.as_ref().is_some_and(|quota| quota.percent(self.used()) >= WARNED_AT_PERCENT)
+    }
+}
+
+impl Used {
+    pub(super) fn of(&mut self, way: Way) -> &mut u64 {
+        match way {
+            Way::Up => &mut self.up,
+            Way::Down => &mut self.down,
+        }
+    }
+}
+
+/// Late enough to be worth a word, early enough to act on it.
+pub(in crate::community::quota) const WARNED_AT_PERCENT: u64 = 80;
