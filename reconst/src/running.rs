@@ -182,9 +182,16 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         tokio::spawn(api::serve(listener, Arc::new(api), shutdown.clone()));
     }
     let following = tokio::spawn({
-        let (accounts, directory) = (accounts.clone(), directory.clone());
+        let (accounts, directory, shutdown) = (accounts.clone(), directory.clone(), shutdown.clone());
+        let is_too_old = async move {
+            let error = accounts.follow_changes().await;
+            tracing::error!("{error}: stopping");
+            if !shutdown.is_draining() {
+                shutdown.request();
+            }
+        };
         async move {
-            tokio::join!(accounts.follow_changes(), directory.follow_removed());
+            tokio::join!(is_too_old, directory.follow_removed());
         }
     });
     let keeping = tokio::spawn(keeper.clone().run());

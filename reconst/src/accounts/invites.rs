@@ -17,7 +17,7 @@ use time::{Date, Duration, OffsetDateTime};
 
 use super::{
     Accounts, AccountsError, Limits, MemberId, day, identity, number, parsed,
-    registry::{at, insert_limits, now},
+    registry::{at, now, put_limits},
 };
 
 /// Who is to be invited.
@@ -325,7 +325,7 @@ async fn invited_member(
             let inserted = sqlx::query_scalar(sql).bind(lan_key).bind(role.to_string()).bind(name.as_str()).bind(now());
             let member = MemberId(inserted.fetch_one(&mut **transaction).await?);
             if *role == Role::User {
-                insert_limits(transaction, member, limits).await?;
+                put_limits(transaction, member, limits).await?;
             }
             Ok((member, lan_id))
         }

@@ -14,7 +14,7 @@ use sqlx::{Any, Executor, Transaction};
 
 use super::{
     Accounts, AccountsError, number, parsed,
-    registry::{insert_limits_of, live_lan_key},
+    registry::{live_lan_key, put_limits_of},
     usage::{self, limits_by_key},
     written::WrittenLimits,
 };
@@ -194,10 +194,9 @@ pub(super) async fn all_lan_limits<'e>(store: impl Executor<'e, Database = Any>)
     Ok(limits_by_key(store, LIMITS).await?.into_iter().map(|(key, limits)| (LanKey(key), limits)).collect())
 }
 
-/// Replaces the limits of a LAN; none take no row.
+/// Replaces the limits of a LAN.
 pub(super) async fn put_lan_limits(transaction: &mut Transaction<'static, Any>, lan: LanKey, limits: &Limits) -> Result<(), sqlx::Error> {
-    sqlx::query("DELETE FROM lan_limits WHERE lan_key = $1").bind(lan.0).execute(&mut **transaction).await?;
-    if *limits == Limits::default() { Ok(()) } else { insert_limits_of(transaction, LIMITS, lan.0, limits).await }
+    put_limits_of(transaction, LIMITS, lan.0, limits).await
 }
 
 /// What was given back by one server and not yet counted by another is nothing.

@@ -14,6 +14,7 @@ pub mod invites;
 pub mod lan_accounts;
 pub mod leases;
 pub mod ledger;
+mod migrations;
 pub mod nodes;
 pub mod nodes_report;
 pub mod registry;
@@ -204,8 +205,18 @@ pub enum AccountsError {
         "several servers share their members in PostgreSQL, and these are in a file of SQLite: make the state with `reconst init --database-file FILE`"
     )]
     OneNode,
-    /// The store holds what it can't, or is of a later version.
-    #[error("the member database is damaged or of a later version ({0}): restore it from a backup or upgrade reconst")]
+    /// A later version has made the store one that this one can't use.
+    #[error(
+        "a later version of reconst has upgraded the member database (it needs schema {needs}, this one knows up to {knows}): install that version, or restore the backup from before the upgrade"
+    )]
+    TooOld {
+        /// The migration that a program has to know.
+        needs: i64,
+        /// The last one that this program knows.
+        knows: i64,
+    },
+    /// The store holds what it can't.
+    #[error("the member database is damaged ({0}): restore it from a backup")]
     Damaged(String),
     /// The store does not answer.
     #[error("the member database does not answer ({0}): is its disk full, another program holding it, or PostgreSQL down?")]
@@ -215,7 +226,7 @@ pub enum AccountsError {
 impl From<AccountsError> for Failure {
     fn from(error: AccountsError) -> Self {
         let exit = match &error {
-            AccountsError::Damaged(_) => Exit::Data,
+            AccountsError::Damaged(_) | AccountsError::TooOld { .. } => Exit::Data,
             AccountsError::Database(_) | AccountsError::Claimed | AccountsError::NodeClaimed(_) | AccountsError::NodeOver => {
                 Exit::Unavailable
             }
@@ -283,19 +294,24 @@ impl Accounts {
         self.changes.subscribe()
     }
 
-    /// Notices changes within [`CHANGES_NOTICED_WITHIN`], for ever; what goes wrong is logged and tried again.
-    pub async fn follow_changes(&self) {
+    /// Notices changes within [`CHANGES_NOTICED_WITHIN`], until a later version has upgraded the store to what this one can't use; what else goes
+    /// wrong is logged and tried again.
+    pub async fn follow_changes(&self) -> AccountsError {
         loop {
             let Err(error) = self.follow_changes_on_one_connection().await;
+            if matches!(error, AccountsError::TooOld { .. }) {
+                return error;
+            }
             tracing::warn!(%error, "the member database does not answer: going on with what is known");
             tokio::time::sleep(CHANGES_NOTICED_WITHIN).await;
         }
     }
 
-    async fn follow_changes_on_one_connection(&self) -> Result<std::convert::Infallible, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?.detach();
+    async fn follow_changes_on_one_connection(&self) -> Result<std::convert::Infallible, AccountsError> {
+        let mut connection = self.connection().await?;
         let mut known: Option<i64> = None;
         loop {
+            migrations::check_needs(&mut connection).await?;
             let now: i64 = sqlx::query_scalar("SELECT number FROM revision").fetch_one(&mut connection).await?;
             if known != Some(now) {
                 known = Some(now);

@@ -212,7 +212,7 @@ impl Accounts {
             return Err(AccountsError::MemberExists { lan, role, name });
         };
         if identity.role == Role::User {
-            insert_limits(&mut transaction, member, limits).await?;
+            put_limits(&mut transaction, member, limits).await?;
         }
         sqlx::query("INSERT INTO certificates (member_id, der, issued_at, expires_at) VALUES ($1, $2, $3, $4)")
             .bind(member.0)
@@ -353,8 +353,7 @@ impl Accounts {
     /// If the store does not answer.
     pub async fn set_limits(&self, account: MemberId, limits: &Limits) -> Result<(), AccountsError> {
         let mut transaction = self.write().await?;
-        sqlx::query("DELETE FROM limits WHERE member_id = $1").bind(account.0).execute(&mut *transaction).await?;
-        insert_limits(&mut transaction, account, limits).await?;
+        put_limits(&mut transaction, account, limits).await?;
         let holder: (String, String) =
             sqlx::query_as("SELECT m.name, l.name FROM members m JOIN lans l ON l.lan_key = m.lan_key WHERE m.member_id = $1")
                 .bind(account.0)
@@ -412,16 +411,12 @@ pub(super) fn at(name: &Name, lan: &Name) -> String {
     format!("{name}@{lan}")
 }
 
-pub(super) async fn insert_limits(
-    transaction: &mut Transaction<'static, Any>,
-    member: MemberId,
-    limits: &Limits,
-) -> Result<(), sqlx::Error> {
-    insert_limits_of(transaction, usage::LIMITS, member.0, limits).await
+pub(super) async fn put_limits(transaction: &mut Transaction<'static, Any>, member: MemberId, limits: &Limits) -> Result<(), sqlx::Error> {
+    put_limits_of(transaction, usage::LIMITS, member.0, limits).await
 }
 
-/// Puts limits into a row of `table` that is not there yet.
-pub(super) async fn insert_limits_of(
+/// Puts limits into a row of `table`, and leaves alone what else later versions have there.
+pub(super) async fn put_limits_of(
     transaction: &mut Transaction<'static, Any>,
     (table, key): (&str, &str),
     value: i64,
@@ -434,7 +429,11 @@ pub(super) async fn insert_limits_of(
     });
     sqlx::query(AssertSqlSafe(format!(
         "INSERT INTO {table} ({key}, quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
-         rate_down_bits_per_second, max_flows) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+         rate_down_bits_per_second, max_flows) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ON CONFLICT ({key}) DO UPDATE SET quota_bytes = excluded.quota_bytes, period = excluded.period, time_zone = excluded.time_zone,
+         counts = excluded.counts, throttle_bits_per_second = excluded.throttle_bits_per_second,
+         rate_up_bits_per_second = excluded.rate_up_bits_per_second, rate_down_bits_per_second = excluded.rate_down_bits_per_second,
+         max_flows = excluded.max_flows"
     )))
     .bind(value)
     .bind(quota.map(|quota| stored(quota.size.bytes)))

@@ -67,7 +67,9 @@ impl From<AccountsError> for ApiError {
                 (StatusCode::NOT_FOUND, "not-found")
             }
             AccountsError::Database(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
-            AccountsError::Damaged(_) | AccountsError::Claimed => (StatusCode::INTERNAL_SERVER_ERROR, "store-damaged"),
+            AccountsError::Damaged(_) | AccountsError::Claimed | AccountsError::TooOld { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "store-damaged")
+            }
             _ => (StatusCode::CONFLICT, "conflict"),
         };
         Self::new(status, code, error.to_string())

@@ -15,7 +15,7 @@ use crate::accounts::{
     Accounts, AccountsError, Limits, MemberId,
     lan_accounts::{LanKey, all_lan_limits, put_lan_limits},
     number, parsed,
-    registry::{at, insert_limits, now},
+    registry::{at, now, put_limits},
     usage,
     written::WrittenError,
 };
@@ -246,14 +246,13 @@ impl Import<'_> {
             }
             let Some(existing) = members.find(&user.lan, Role::User, &user.name)? else {
                 let id = self.add(members, &user.lan, Role::User, &user.name, user.added_at).await?;
-                insert_limits(&mut self.transaction, MemberId(id), &limits).await?;
+                put_limits(&mut self.transaction, MemberId(id), &limits).await?;
                 self.note("user.add", &subject, &limits.to_string()).await?;
                 continue;
             };
             let id = MemberId(existing.id);
             if user.account.is_none() && members.limits.get(&id).cloned().unwrap_or_default() != limits {
-                sqlx::query("DELETE FROM limits WHERE member_id = $1").bind(id.0).execute(&mut *self.transaction).await?;
-                insert_limits(&mut self.transaction, id, &limits).await?;
+                put_limits(&mut self.transaction, id, &limits).await?;
                 self.note("user.set", &subject, &limits.to_string()).await?;
             }
         }
