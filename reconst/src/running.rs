@@ -26,7 +26,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use crate::{
     Config,
     accept::Sessions,
-    accounts::{Accounts, Claim, nodes::Load},
+    accounts::{Accounts, nodes::Load},
     api::{self, Api},
     data_ports::DataPorts,
     dedicated::DedicatedPorts,
@@ -67,8 +67,8 @@ pub struct Running {
     records: Option<Writer>,
     drain_time: Duration,
     shutdown: Shutdown,
-    /// That no other `reconst` keeps counts for the same members.
-    _claims: (File, Option<Claim>),
+    /// That no other `reconst` runs on the same state.
+    _claim: File,
 }
 
 /// Starts `reconst`; all its sockets are bound when this returns.
@@ -79,7 +79,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let state = StateDir::open(&config.state_dir)?;
     let kept = state.database()?;
     let accounts = Accounts::open(config.database.as_ref().unwrap_or(&kept)).await.map_err(Failure::from)?;
-    let claims = (state.claim()?, accounts.claim().await.map_err(Failure::from)?);
+    let claim = state.claim()?;
     let identity = state.node()?;
     provision::renew_server_certificate(&state, &accounts, identity.as_ref().map(|node| &node.name)).await?;
     let (authority, server) = (state.authority_pem()?, state.server_certificate()?);
@@ -242,7 +242,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         records: writer,
         drain_time: config.drain_time,
         shutdown,
-        _claims: claims,
+        _claim: claim,
     })
 }
 

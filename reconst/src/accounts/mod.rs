@@ -49,7 +49,6 @@ use tokio::sync::watch;
 
 pub use self::{
     database::{Database, DatabaseError},
-    schema::Claim,
     usage::Count,
 };
 pub use shared::community::quota::{Limits, Quota};

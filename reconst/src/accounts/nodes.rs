@@ -113,18 +113,17 @@ impl Accounts {
         Ok(transaction.commit().await?)
     }
 
-    /// Begins a run of the node of that name on `connection`, which keeps others from beginning one for as long as it is open. A node that was
-    /// never heard of is added.
+    /// Begins a run of the node of that name, and claims it on `connection`; whether that is claimed already. A node that was never heard of is added.
     ///
     /// # Errors
-    /// If it runs already or was removed, or the store does not answer.
+    /// If it runs already or was removed, an earlier version has the store, or it does not answer.
     pub(crate) async fn register_node(
         &self,
         connection: &mut AnyConnection,
         name: &Name,
         public: &Target,
         capacity_bits_per_second: u64,
-    ) -> Result<Registration, AccountsError> {
+    ) -> Result<(Registration, bool), AccountsError> {
         let find = "SELECT node_key, removed_at FROM nodes WHERE name = $1 ORDER BY node_key DESC LIMIT 1";
         let known: Option<(i64, Option<i64>)> = sqlx::query_as(find).bind(name.as_str()).fetch_optional(&mut *connection).await?;
         let key = match known {
@@ -139,11 +138,7 @@ impl Accounts {
                     .await?
             }
         };
-        let is_claimed: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1, $2)")
-            .bind(CLAIM_CLASS)
-            .bind(i32::try_from(key).unwrap_or(i32::MAX))
-            .fetch_one(&mut *connection)
-            .await?;
+        let is_claimed = self.claim_node(connection, NodeKey(key)).await?;
         // Who has not been heard for a while holds its lock by a connection that nobody has closed.
         let is_alive = format!("SELECT {CLOCK_MS} - heard_ms < $1 FROM nodes WHERE node_key = $2");
         let is_alive: bool =
@@ -162,7 +157,24 @@ impl Accounts {
             .fetch_one(&mut *connection)
             .await?;
         sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *connection).await?;
-        Ok(Registration { key: NodeKey(key), epoch })
+        Ok((Registration { key: NodeKey(key), epoch }, is_claimed))
+    }
+
+    /// Claims a node for as long as `connection` is open, so that no other server begins a run in its name; whether it could be, which it can't
+    /// while another connection has it. With it goes the claim that only programs that count as nodes do keep counts in this store: the versions
+    /// before, which served a store alone, would overwrite them.
+    ///
+    /// # Errors
+    /// If such a version has the store, or it does not answer.
+    pub(crate) async fn claim_node(&self, connection: &mut AnyConnection, node: NodeKey) -> Result<bool, AccountsError> {
+        let is_ours: bool =
+            sqlx::query_scalar("SELECT pg_try_advisory_lock_shared($1)").bind(STORE_CLAIM).fetch_one(&mut *connection).await?;
+        if !is_ours {
+            return Err(AccountsError::Claimed);
+        }
+        let claim = "SELECT pg_try_advisory_lock($1, $2)";
+        let key = i32::try_from(node.0).unwrap_or(i32::MAX);
+        Ok(sqlx::query_scalar(claim).bind(NODE_CLAIM_CLASS).bind(key).fetch_one(&mut *connection).await?)
     }
 
     /// Says that a node is there.
@@ -365,4 +377,7 @@ const INSERT: &str = "INSERT INTO nodes (name, public, epoch, heard_ms, capacity
                       VALUES ($1, $2, 0, 0, 0, 0, 0)";
 
 /// A number that no other program is likely to lock nodes by in the same database: `trib` in ASCII.
-const CLAIM_CLASS: i32 = 0x7472_6962;
+const NODE_CLAIM_CLASS: i32 = 0x7472_6962;
+
+/// The same for the whole store, in which earlier versions lock it for themselves alone: `tributar`.
+const STORE_CLAIM: i64 = 0x7472_6962_7574_6172;

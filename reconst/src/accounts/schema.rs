@@ -15,12 +15,6 @@ use tokio::sync::watch;
 
 use super::{Accounts, AccountsError, Database, migrations};
 
-/// That only programs that count as nodes do keep counts in a store.
-#[derive(Debug)]
-pub struct Claim {
-    _connection: AnyConnection,
-}
-
 /// Which of the two stores it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Backend {
@@ -59,21 +53,6 @@ impl Accounts {
             .await?;
         migrations::run(backend, &pool).await?;
         Ok(Self { pool, backend, changes: Arc::new(watch::Sender::new(0)), known: Arc::default(), actor: "reconst".into() })
-    }
-
-    /// Claims the store for programs that count as nodes do, until what is given is dropped: an earlier version, which served a store alone,
-    /// would overwrite their counts. A file of SQLite is claimed with its state directory.
-    ///
-    /// # Errors
-    /// If an earlier version has it, or the store does not answer.
-    pub async fn claim(&self) -> Result<Option<Claim>, AccountsError> {
-        if self.backend == Backend::Sqlite {
-            return Ok(None);
-        }
-        let mut connection = self.pool.acquire().await?.detach();
-        let is_claimed: bool =
-            sqlx::query_scalar("SELECT pg_try_advisory_lock_shared($1)").bind(CLAIM_KEY).fetch_one(&mut connection).await?;
-        if is_claimed { Ok(Some(Claim { _connection: connection })) } else { Err(AccountsError::Claimed) }
     }
 
     /// A connection that belongs to the caller alone.
@@ -133,9 +112,6 @@ fn percent_encoded(path: &[u8]) -> String {
 /// What others read meanwhile does not wait for writers, and what was committed survives a power cut. A command waits 5 s for another's
 /// transaction.
 const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
-
-/// A number that no other program is likely to lock in the same database: `tributar` in ASCII.
-const CLAIM_KEY: i64 = 0x7472_6962_7574_6172;
 
 /// Lookups while sessions come up in crowds; one more is held to notice changes.
 const CONNECTIONS_MAX: u32 = 4;

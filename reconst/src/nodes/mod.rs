@@ -61,6 +61,8 @@ pub struct Direction {
 /// What a beat and the look after it go over.
 pub(crate) struct Beating {
     connection: AnyConnection,
+    /// Whether that connection keeps others from running in this node's name.
+    is_claimed: bool,
     /// Since when every beat has been answered.
     answered_since: Instant,
     /// Since when a LAN has waited for the node that it is due to.
@@ -78,17 +80,18 @@ impl Nodes {
         capacity_bits_per_second: u64,
     ) -> Result<(Self, Beating), AccountsError> {
         let mut connection = accounts.connection().await?;
-        let registration = accounts.register_node(&mut connection, &identity.name, &identity.public, capacity_bits_per_second).await?;
+        let (registration, is_claimed) =
+            accounts.register_node(&mut connection, &identity.name, &identity.public, capacity_bits_per_second).await?;
         let view = watch::Sender::default();
         let nodes = Self { accounts: accounts.clone(), registration, identity, capacity_bits_per_second, view };
         let now = Instant::now();
-        let mut beating = Beating { connection, answered_since: now, pending_since: BTreeMap::new() };
+        let mut beating = Beating { connection, is_claimed, answered_since: now, pending_since: BTreeMap::new() };
         nodes.beat(&mut beating, Load::default()).await?;
         tracing::info!(node = %nodes.identity.name, public = %nodes.identity.public, "one of {} nodes", nodes.view.borrow().nodes.len());
         Ok((nodes, beating))
     }
 
-    /// Beats until the program stops. If this node was removed, it asks for that.
+    /// Beats until the program stops. If this node was removed, or another runs in its name, it asks for that.
     pub(crate) async fn run(self, mut beating: Beating, mut load: impl FnMut() -> Load, shutdown: Shutdown) {
         let mut ticks = tokio::time::interval(BEAT_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -101,8 +104,8 @@ impl Nodes {
             };
             match beaten {
                 Ok(()) => is_answered = true,
-                Err(AccountsError::NodeOver) => {
-                    tracing::error!("{}: stopping", AccountsError::NodeOver);
+                Err(error @ (AccountsError::NodeOver | AccountsError::Claimed)) => {
+                    tracing::error!("{error}: stopping");
                     if !shutdown.is_draining() {
                         shutdown.request();
                     }
@@ -114,7 +117,7 @@ impl Nodes {
                     }
                     is_answered = false;
                     if let Ok(Ok(connection)) = timeout(BEAT_TIME, self.accounts.connection()).await {
-                        beating.connection = connection;
+                        (beating.connection, beating.is_claimed) = (connection, false);
                     }
                     beating.answered_since = Instant::now();
                 }
@@ -125,6 +128,9 @@ impl Nodes {
     /// Says that this node is there, looks at the others, and moves what is due.
     async fn beat(&self, beating: &mut Beating, load: Load) -> Result<(), AccountsError> {
         let accounts = &self.accounts;
+        if !beating.is_claimed {
+            beating.is_claimed = accounts.claim_node(&mut beating.connection, self.key()).await?;
+        }
         accounts.beat(&mut beating.connection, self.registration, load).await?;
         let mut view = accounts.nodes_on(&mut beating.connection).await?;
         if self.move_what_is_due(beating, &view).await? {
@@ -274,3 +280,89 @@ const HANDED_OVER_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long flows may go on at a node whose LAN has moved without a deadline for them: most downloads are over by then.
 const LEFT_SERVED_FOR: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AnyConnection, AssertSqlSafe};
+
+    use super::*;
+    use crate::accounts::testing;
+
+    #[tokio::test]
+    async fn a_node_whose_claim_is_lost_with_its_connection_takes_it_again() {
+        let Some((accounts, _scratch)) = accounts().await else { return };
+        let (nodes, beating) = join(&accounts).await.expect("a node");
+        let mut other = accounts.connection().await.expect("a connection");
+        let lost = claimer(&mut other).await.expect("a claim");
+        let shutdown = Shutdown::new();
+        let running = tokio::spawn(nodes.run(beating, Load::default, shutdown.clone()));
+        terminate(&mut other, lost).await;
+        let claimed_again = async {
+            while claimer(&mut other).await.is_none_or(|pid| pid == lost) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, claimed_again).await.expect("claimed again");
+        assert!(matches!(join(&accounts).await, Err(AccountsError::NodeClaimed(_))), "a second one in its name");
+        assert!(!shutdown.is_draining());
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn a_node_stops_if_another_was_started_in_its_name_while_it_had_no_claim() {
+        let Some((accounts, _scratch)) = accounts().await else { return };
+        let (first, beating) = join(&accounts).await.expect("a node");
+        let mut other = accounts.connection().await.expect("a connection");
+        let lost = claimer(&mut other).await.expect("a claim");
+        terminate(&mut other, lost).await;
+        let (second, mut beating_second) = join(&accounts).await.expect("nobody has the claim");
+        let shutdown = Shutdown::new();
+        tokio::spawn(first.run(beating, Load::default, shutdown.clone()));
+        timeout(DEADLINE, shutdown.draining()).await.expect("stopped");
+        second.beat(&mut beating_second, Load::default()).await.expect("the one that has the claim goes on");
+    }
+
+    #[tokio::test]
+    async fn a_node_stops_if_a_version_that_serves_alone_has_taken_the_store() {
+        let Some((accounts, _scratch)) = accounts().await else { return };
+        let (nodes, beating) = join(&accounts).await.expect("a node");
+        let mut earlier = accounts.connection().await.expect("a connection");
+        let lost = claimer(&mut earlier).await.expect("a claim");
+        terminate(&mut earlier, lost).await;
+        let lock = format!("SELECT CAST(pg_advisory_lock({}) AS TEXT)", 0x7472_6962_7574_6172_i64);
+        let _: String = sqlx::query_scalar(AssertSqlSafe(lock)).fetch_one(&mut earlier).await.expect("the lock of the store");
+        let shutdown = Shutdown::new();
+        tokio::spawn(nodes.run(beating, Load::default, shutdown.clone()));
+        timeout(DEADLINE, shutdown.draining()).await.expect("stopped");
+    }
+
+    async fn join(accounts: &Accounts) -> Result<(Nodes, Beating), AccountsError> {
+        let identity = NodeIdentity { name: "main".parse().expect("a name"), public: "127.0.0.1:10000".parse().expect("an address") };
+        Nodes::join(accounts, identity, 1).await
+    }
+
+    /// Who holds the claim of a node of this database.
+    async fn claimer(connection: &mut AnyConnection) -> Option<i32> {
+        let sql = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        sqlx::query_scalar(sql).fetch_optional(connection).await.expect("locks")
+    }
+
+    /// Ends a connection as a network does, and waits until its locks are gone.
+    async fn terminate(connection: &mut AnyConnection, pid: i32) {
+        let done: bool =
+            sqlx::query_scalar("SELECT pg_terminate_backend($1, 10000)").bind(pid).fetch_one(connection).await.expect("the right to");
+        assert!(done, "it was there");
+    }
+
+    async fn accounts() -> Option<(Accounts, tempfile::TempDir)> {
+        let (registrar, scratch) = testing::registrar().await;
+        if !registrar.accounts().takes_several_nodes() {
+            println!("skipped: nodes need PostgreSQL; run .ci/with-postgres cargo test -p reconst --lib");
+            return None;
+        }
+        Some((registrar.accounts().clone(), scratch))
+    }
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+}
