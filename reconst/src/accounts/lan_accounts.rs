@@ -6,16 +6,18 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Name,
-        quota::{Limits, Period, UnixSeconds, Used},
+        quota::{Limits, Period, UnixSeconds},
     },
     ids::LanId,
 };
-use sqlx::{Any, Executor, Transaction};
+use sqlx::{Any, AssertSqlSafe, Executor, Transaction};
 
 use super::{
-    Accounts, AccountsError, number, parsed,
+    Accounts, AccountsError, Spender,
+    book::LANS,
+    number, parsed,
     registry::{live_lan_key, put_limits_of},
-    usage::{self, limits_by_key},
+    usage::{self, limits_by_key, used_of},
     written::WrittenLimits,
 };
 
@@ -34,21 +36,6 @@ pub struct LanAccountRow {
     pub since: UnixSeconds,
     /// What its users may spend together.
     pub limits: Limits,
-    /// What they have used in the latest periods.
-    pub used: BTreeMap<UnixSeconds, Used>,
-}
-
-/// What has been used in the period that began then, beyond what the store has; less than nothing if it was given back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LanCount {
-    /// Of which LAN.
-    pub key: LanKey,
-    /// When the period began.
-    pub period: UnixSeconds,
-    /// Bytes towards content servers.
-    pub up: i64,
-    /// Bytes from them.
-    pub down: i64,
 }
 
 /// A LAN, what its users may spend together and what they have. Times are in seconds since 1970, UTC.
@@ -88,16 +75,8 @@ impl Accounts {
                 .fetch_optional(&self.pool)
                 .await?;
         let (key, name, since) = row.ok_or_else(|| AccountsError::Damaged(format!("no LAN {lan}")))?;
-        let limits = usage::limits_of_key(&self.pool, LIMITS, key).await?;
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT period_start, up_bytes, down_bytes FROM lan_usage WHERE lan_key = $1 ORDER BY period_start DESC LIMIT 4",
-        )
-        .bind(key)
-        .fetch_all(&self.pool)
-        .await?;
-        let used =
-            rows.into_iter().map(|(start, up, down)| Ok((UnixSeconds(start), used(up, down)?))).collect::<Result<_, AccountsError>>()?;
-        Ok(LanAccountRow { key: LanKey(key), name: parsed(&name)?, since: UnixSeconds(since), limits, used })
+        let limits = usage::limits_of_key(&self.pool, Spender::Lan(LanKey(key))).await?;
+        Ok(LanAccountRow { key: LanKey(key), name: parsed(&name)?, since: UnixSeconds(since), limits })
     }
 
     /// What the users of each LAN may spend together, where that has a limit.
@@ -120,36 +99,18 @@ impl Accounts {
         Ok(transaction.commit().await?)
     }
 
-    /// Adds to what the users of LANs have used, for all of them or none.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn add_lan_used(&self, counts: &[LanCount]) -> Result<(), AccountsError> {
-        let mut transaction = self.write_unnoticed().await?;
-        for LanCount { key, period, up, down } in counts {
-            sqlx::query(
-                "INSERT INTO lan_usage (lan_key, period_start, up_bytes, down_bytes) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (lan_key, period_start) DO UPDATE SET
-                 up_bytes = lan_usage.up_bytes + excluded.up_bytes, down_bytes = lan_usage.down_bytes + excluded.down_bytes",
-            )
-            .bind(key.0)
-            .bind(period.0)
-            .bind(up)
-            .bind(down)
-            .execute(&mut *transaction)
-            .await?;
-        }
-        Ok(transaction.commit().await?)
-    }
-
     /// The LANs with what their users have used by `time`, by number.
     ///
     /// # Errors
     /// If the store does not answer.
     pub async fn lan_reports(&self, time: UnixSeconds) -> Result<Vec<LanReport>, AccountsError> {
         let limits_by_lan = self.all_lan_limits().await?;
-        let usage: Vec<(i64, i64, i64, i64)> =
-            sqlx::query_as("SELECT lan_key, period_start, up_bytes, down_bytes FROM lan_usage").fetch_all(&self.pool).await?;
+        let sql = format!(
+            "SELECT lan_key, period_start, CAST(SUM(up_bytes) AS BIGINT), CAST(SUM(down_bytes) AS BIGINT) FROM ({}) counted
+             GROUP BY lan_key, period_start",
+            LANS.all_usage()
+        );
+        let usage: Vec<(i64, i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.pool).await?;
         let used_by_period: BTreeMap<(i64, i64), (i64, i64)> =
             usage.into_iter().map(|(key, start, up, down)| ((key, start), (up, down))).collect();
         let lans: Vec<(i64, i64, String, i64, i64)> =
@@ -162,7 +123,7 @@ impl Accounts {
             let period = quota.map_or_else(Period::default, |quota| quota.period.clone());
             let span = period.span(time, UnixSeconds(since));
             let (up, down) = used_by_period.get(&(key, span.start.0)).copied().unwrap_or_default();
-            let used = used(up, down)?;
+            let used = used_of(up, down)?;
             Ok(LanReport {
                 name,
                 lan_id: number(id)?,
@@ -191,18 +152,10 @@ impl Accounts {
 }
 
 pub(super) async fn all_lan_limits<'e>(store: impl Executor<'e, Database = Any>) -> Result<BTreeMap<LanKey, Limits>, AccountsError> {
-    Ok(limits_by_key(store, LIMITS).await?.into_iter().map(|(key, limits)| (LanKey(key), limits)).collect())
+    Ok(limits_by_key(store, LANS).await?.into_iter().map(|(key, limits)| (LanKey(key), limits)).collect())
 }
 
 /// Replaces the limits of a LAN.
 pub(super) async fn put_lan_limits(transaction: &mut Transaction<'static, Any>, lan: LanKey, limits: &Limits) -> Result<(), sqlx::Error> {
-    put_limits_of(transaction, LIMITS, lan.0, limits).await
+    put_limits_of(transaction, Spender::Lan(lan), limits).await
 }
-
-/// What was given back by one server and not yet counted by another is nothing.
-fn used(up: i64, down: i64) -> Result<Used, AccountsError> {
-    Ok(Used { up: number(up.max(0))?, down: number(down.max(0))? })
-}
-
-/// The table, and its key.
-const LIMITS: (&str, &str) = ("lan_limits", "lan_key");

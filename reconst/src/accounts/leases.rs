@@ -1,11 +1,11 @@
-//! Leases: how nodes spend one user's quota between them.
+//! Leases: how nodes spend one quota between them, a user's or a LAN's.
 //!
-//! Enters: what a node has counted for each user, and whether it wants more. Leaves: what all others have counted, and a lease: how much the
+//! Enters: what a node has counted for each, and whether it wants more. Leaves: what all others have counted, and a lease: how much the
 //! node may count before it asks again. Always holds, for a quota that refuses: what all nodes have reported and all leases that stand add up
 //! to no more than the quota. Reports are absolute and each node writes its own rows alone, so that one whose answer was lost may be repeated.
 //!
 //! A lease stands as long as its node is heard, and [`LEASE_STANDS`] beyond: then the node is taken for dead, and what it had not reported,
-//! a tick's worth, is the user's. A node that is cut off from the store and not dead goes on with its leases, and never beyond them.
+//! a tick's worth, is the user's or the LAN's. A node that is cut off from the store and not dead goes on with its leases, and never beyond them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,24 +16,25 @@ use shared::community::quota::{Lease, Quota, UnixSeconds, Used};
 use sqlx::{Any, AssertSqlSafe, Transaction};
 
 use super::{
-    Accounts, AccountsError, MemberId,
+    Accounts, AccountsError, Spender,
+    book::Book,
     nodes::{CLOCK_MS, Registration, millis},
     number,
-    usage::stored,
+    usage::{stored, used_of},
 };
 
-/// What a node has counted for a user, and what it wants.
+/// What a node has counted, and what it wants.
 #[derive(Clone, Debug)]
 pub struct UsageReport {
-    /// The user.
-    pub user: MemberId,
+    /// For whom.
+    pub spender: Spender,
     /// The counts that have changed.
     pub counts: Vec<(UnixSeconds, Used)>,
-    /// What it wants to know, of a user with a quota.
+    /// What it wants to know, of one with a quota.
     pub asks: Option<Asks>,
 }
 
-/// What a node asks of a user's quota.
+/// What a node asks of a quota.
 #[derive(Clone, Debug)]
 pub struct Asks {
     /// The period that is counted now.
@@ -46,7 +47,7 @@ pub struct Asks {
     pub wants_lease: bool,
 }
 
-/// What nodes have counted of a user's period, this one apart.
+/// What nodes have counted of a period, this one apart.
 #[derive(Clone, Copy, Default)]
 struct Elsewhere {
     used: Used,
@@ -54,19 +55,23 @@ struct Elsewhere {
 }
 
 impl Accounts {
-    /// What a user has used in the latest periods: counted by this node, and by all others.
+    /// What a user or a LAN has used in the latest periods: counted by this node, and by all others.
     ///
     /// # Errors
     /// If the store does not answer.
     pub(crate) async fn used_here_and_elsewhere(
         &self,
         node: Registration,
-        user: MemberId,
+        spender: Spender,
     ) -> Result<(BTreeMap<UnixSeconds, Used>, BTreeMap<UnixSeconds, Used>), AccountsError> {
-        let mut all = self.used(user).await?;
-        let sql = "SELECT period_start, up_bytes, down_bytes FROM node_usage WHERE member_id = $1 AND node_key = $2
-                   ORDER BY period_start DESC LIMIT 4";
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(sql).bind(user.0).bind(node.key.0).fetch_all(&self.pool).await?;
+        let mut all = self.used(spender).await?;
+        let Book { key, node_usage, .. } = spender.book();
+        let sql = format!(
+            "SELECT period_start, up_bytes, down_bytes FROM {node_usage} WHERE {key} = $1 AND node_key = $2
+             ORDER BY period_start DESC LIMIT 4"
+        );
+        let rows: Vec<(i64, i64, i64)> =
+            sqlx::query_as(AssertSqlSafe(sql)).bind(spender.key()).bind(node.key.0).fetch_all(&self.pool).await?;
         let mut here = BTreeMap::new();
         for (start, up, down) in rows {
             let used = Used { up: number(up)?, down: number(down)? };
@@ -78,7 +83,7 @@ impl Accounts {
         Ok((here, all))
     }
 
-    /// Keeps what a node has counted, for all its users or none, and gives leases. A node that `is_alone` gets all that is left.
+    /// Keeps what a node has counted and gives leases, some hundred users or LANs a transaction. A node that `is_alone` gets all that is left.
     ///
     /// # Errors
     /// If the node's run is over, or the store does not answer.
@@ -87,9 +92,10 @@ impl Accounts {
         node: Registration,
         reports: &[UsageReport],
         is_alone: bool,
-    ) -> Result<HashMap<MemberId, Lease>, AccountsError> {
+    ) -> Result<HashMap<Spender, Lease>, AccountsError> {
+        let (users, lans): (Vec<_>, Vec<_>) = reports.iter().partition(|report| matches!(report.spender, Spender::User(_)));
         let mut leases = HashMap::new();
-        for some in reports.chunks(USERS_PER_TRANSACTION) {
+        for some in users.chunks(REPORTS_PER_TRANSACTION).chain(lans.chunks(REPORTS_PER_TRANSACTION)) {
             let mut transaction = self.write_unnoticed().await?;
             // Not in the way of the node's beat; in the way of its removal.
             let stands = "SELECT 1 FROM nodes WHERE node_key = $1 AND epoch = $2 AND removed_at IS NULL FOR KEY SHARE";
@@ -98,8 +104,9 @@ impl Accounts {
             if stands.is_none() {
                 return Err(AccountsError::NodeOver);
             }
-            let given = give_leases(&mut transaction, node, some, is_alone).await?;
-            write_rows(&mut transaction, node, some, &given).await?;
+            let book = some[0].spender.book();
+            let given = give_leases(&mut transaction, book, node, some, is_alone).await?;
+            write_rows(&mut transaction, book, node, some, &given).await?;
             transaction.commit().await?;
             leases.extend(given);
         }
@@ -109,24 +116,26 @@ impl Accounts {
 
 async fn give_leases(
     transaction: &mut Transaction<'static, Any>,
+    book: Book,
     node: Registration,
-    reports: &[UsageReport],
+    reports: &[&UsageReport],
     is_alone: bool,
-) -> Result<HashMap<MemberId, Lease>, AccountsError> {
-    let asked: Vec<(MemberId, &Asks)> = reports.iter().filter_map(|report| Some((report.user, report.asks.as_ref()?))).collect();
+) -> Result<HashMap<Spender, Lease>, AccountsError> {
+    let asked: Vec<(Spender, &Asks)> = reports.iter().filter_map(|report| Some((report.spender, report.asks.as_ref()?))).collect();
     if asked.is_empty() {
         return Ok(HashMap::new());
     }
     // In one order, so that no two nodes wait for each other.
-    let lock = format!("SELECT member_id FROM limits WHERE member_id IN ({}) ORDER BY member_id FOR UPDATE", parameters(1, asked.len()));
+    let Book { key, limits, .. } = book;
+    let lock = format!("SELECT {key} FROM {limits} WHERE {key} IN ({}) ORDER BY {key} FOR UPDATE", parameters(1, asked.len()));
     let mut query = sqlx::query(AssertSqlSafe(lock));
-    for (user, _) in &asked {
-        query = query.bind(user.0);
+    for (spender, _) in &asked {
+        query = query.bind(spender.key());
     }
     query.execute(&mut **transaction).await?;
-    let elsewhere_by_user = elsewhere(transaction, node, &asked).await?;
-    let lease = |(user, asks): &(MemberId, &Asks)| {
-        let elsewhere = elsewhere_by_user.get(user).copied().unwrap_or_default();
+    let elsewhere_by_spender = elsewhere(transaction, book, node, &asked).await?;
+    let lease = |(spender, asks): &(Spender, &Asks)| {
+        let elsewhere = elsewhere_by_spender.get(spender).copied().unwrap_or_default();
         let all = Used { up: asks.counted.up + elsewhere.used.up, down: asks.counted.down + elsewhere.used.down };
         let left = asks.quota.size.bytes.saturating_sub(asks.quota.counted(all)).saturating_sub(elsewhere.leased);
         let bytes = match (asks.wants_lease, is_alone) {
@@ -135,7 +144,7 @@ async fn give_leases(
             (true, false) => left.min((left / PARTS).max(LEASE_MIN)),
         };
         let is_rest = asks.wants_lease && bytes == left && elsewhere.leased == 0;
-        (*user, Lease { period: asks.period, counted: asks.counted, elsewhere: elsewhere.used, bytes, is_rest })
+        (*spender, Lease { period: asks.period, counted: asks.counted, elsewhere: elsewhere.used, bytes, is_rest })
     };
     Ok(asked.iter().map(lease).collect())
 }
@@ -143,60 +152,65 @@ async fn give_leases(
 /// What all but this node have counted and leased of the periods asked for.
 async fn elsewhere(
     transaction: &mut Transaction<'static, Any>,
+    book: Book,
     node: Registration,
-    asked: &[(MemberId, &Asks)],
-) -> Result<HashMap<MemberId, Elsewhere>, AccountsError> {
+    asked: &[(Spender, &Asks)],
+) -> Result<HashMap<Spender, Elsewhere>, AccountsError> {
+    let Book { key, usage, node_usage, .. } = book;
     let pairs: Vec<String> = (0..asked.len()).map(|row| format!("(${}, ${})", row * 2 + 3, row * 2 + 4)).collect();
     let pairs = pairs.join(", ");
     let sql = format!(
-        "SELECT u.member_id, u.up_bytes, u.down_bytes, CAST(0 AS BIGINT) FROM usage u WHERE (u.member_id, u.period_start) IN ({pairs})
+        "SELECT u.{key}, u.up_bytes, u.down_bytes, CAST(0 AS BIGINT) FROM {usage} u WHERE (u.{key}, u.period_start) IN ({pairs})
          UNION ALL
-         SELECT u.member_id, u.up_bytes, u.down_bytes,
+         SELECT u.{key}, u.up_bytes, u.down_bytes,
          CASE WHEN n.removed_at IS NULL AND {CLOCK_MS} - n.heard_ms < $2 THEN u.leased_bytes ELSE 0 END
-         FROM node_usage u JOIN nodes n ON n.node_key = u.node_key WHERE u.node_key <> $1 AND (u.member_id, u.period_start) IN ({pairs})"
+         FROM {node_usage} u JOIN nodes n ON n.node_key = u.node_key WHERE u.node_key <> $1 AND (u.{key}, u.period_start) IN ({pairs})"
     );
     let mut query = sqlx::query_as(AssertSqlSafe(sql)).bind(node.key.0).bind(millis(LEASE_STANDS));
-    for (user, asks) in asked {
-        query = query.bind(user.0).bind(asks.period.0);
+    for (spender, asks) in asked {
+        query = query.bind(spender.key()).bind(asks.period.0);
     }
     let rows: Vec<(i64, i64, i64, i64)> = query.fetch_all(&mut **transaction).await?;
-    let mut elsewhere_by_user: HashMap<MemberId, Elsewhere> = HashMap::new();
-    for (user, up, down, leased) in rows {
-        let sum = elsewhere_by_user.entry(MemberId(user)).or_default();
-        sum.used.up += number::<u64>(up)?;
-        sum.used.down += number::<u64>(down)?;
+    let mut elsewhere_by_spender: HashMap<Spender, Elsewhere> = HashMap::new();
+    for (key, up, down, leased) in rows {
+        let sum = elsewhere_by_spender.entry(book.spender(key)).or_default();
+        let used = used_of(up, down)?;
+        sum.used.up += used.up;
+        sum.used.down += used.down;
         sum.leased += number::<u64>(leased)?;
     }
-    Ok(elsewhere_by_user)
+    Ok(elsewhere_by_spender)
 }
 
 async fn write_rows(
     transaction: &mut Transaction<'static, Any>,
+    book: Book,
     node: Registration,
-    reports: &[UsageReport],
-    leases: &HashMap<MemberId, Lease>,
+    reports: &[&UsageReport],
+    leases: &HashMap<Spender, Lease>,
 ) -> Result<(), AccountsError> {
-    let mut rows: BTreeMap<(MemberId, UnixSeconds), (Used, u64)> = BTreeMap::new();
+    let Book { key, node_usage, .. } = book;
+    let mut rows: BTreeMap<(Spender, UnixSeconds), (Used, u64)> = BTreeMap::new();
     for report in reports {
         for (period, used) in &report.counts {
-            rows.insert((report.user, *period), (*used, 0));
+            rows.insert((report.spender, *period), (*used, 0));
         }
-        if let (Some(asks), Some(lease)) = (&report.asks, leases.get(&report.user)) {
-            rows.insert((report.user, asks.period), (asks.counted, lease.bytes));
+        if let (Some(asks), Some(lease)) = (&report.asks, leases.get(&report.spender)) {
+            rows.insert((report.spender, asks.period), (asks.counted, lease.bytes));
         }
     }
     let rows: Vec<_> = rows.into_iter().collect();
     for some in rows.chunks(ROWS_PER_STATEMENT) {
         let values: Vec<String> = (0..some.len()).map(|row| format!("({})", parameters(row * 6 + 1, 6))).collect();
         let sql = format!(
-            "INSERT INTO node_usage (member_id, period_start, node_key, up_bytes, down_bytes, leased_bytes) VALUES {}
-             ON CONFLICT (member_id, period_start, node_key) DO UPDATE SET
+            "INSERT INTO {node_usage} ({key}, period_start, node_key, up_bytes, down_bytes, leased_bytes) VALUES {}
+             ON CONFLICT ({key}, period_start, node_key) DO UPDATE SET
              up_bytes = excluded.up_bytes, down_bytes = excluded.down_bytes, leased_bytes = excluded.leased_bytes",
             values.join(", ")
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
-        for ((user, period), (used, leased)) in some {
-            query = query.bind(user.0).bind(period.0).bind(node.key.0);
+        for ((spender, period), (used, leased)) in some {
+            query = query.bind(spender.key()).bind(period.0).bind(node.key.0);
             query = query.bind(stored(used.up)).bind(stored(used.down)).bind(stored(*leased));
         }
         query.execute(&mut **transaction).await?;
@@ -219,5 +233,5 @@ const PARTS: u64 = 8;
 const LEASE_MIN: u64 = 256 << 10;
 
 /// Rows are locked as long as a transaction takes, some milliseconds with these.
-const USERS_PER_TRANSACTION: usize = 500;
+const REPORTS_PER_TRANSACTION: usize = 500;
 const ROWS_PER_STATEMENT: usize = 100;

@@ -66,6 +66,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (6, "nodes", include_str!("../../migrations/0006_nodes.sql")),
     (7, "lan quotas", include_str!("../../migrations/0007_lan_quotas.sql")),
     (8, "needs", include_str!("../../migrations/0008_needs.sql")),
+    (9, "lan leases", include_str!("../../migrations/0009_lan_leases.sql")),
 ];
 
 const NEWEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;

@@ -8,6 +8,7 @@
 //! other's changes, and [`Accounts::changes`] tells when to look again.
 
 pub mod audit;
+mod book;
 mod database;
 pub mod exchange;
 pub mod invites;
@@ -48,6 +49,7 @@ use time::{Date, OffsetDateTime};
 use tokio::sync::watch;
 
 pub use self::{
+    book::Spender,
     database::{Database, DatabaseError},
     usage::Count,
 };

@@ -10,7 +10,14 @@ use serde::Serialize;
 use shared::{community::member::Name, ids::LanId, target::Target};
 use sqlx::AnyConnection;
 
-use super::{Accounts, AccountsError, number, parsed, registry::now, schema::Backend, usage::stored};
+use super::{
+    Accounts, AccountsError,
+    book::{Book, LANS, USERS},
+    number, parsed,
+    registry::now,
+    schema::Backend,
+    usage::stored,
+};
 
 /// A node's key in the store, never given to another.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
@@ -350,7 +357,10 @@ impl Accounts {
         let mut transaction = self.write().await?;
         sqlx::query("UPDATE nodes SET removed_at = $1 WHERE node_key = $2").bind(now()).bind(key.0).execute(&mut *transaction).await?;
         sqlx::query("UPDATE lans SET wanted_node_key = NULL WHERE wanted_node_key = $1").bind(key.0).execute(&mut *transaction).await?;
-        sqlx::query("UPDATE node_usage SET leased_bytes = 0 WHERE node_key = $1").bind(key.0).execute(&mut *transaction).await?;
+        for Book { node_usage, .. } in [USERS, LANS] {
+            let sql = format!("UPDATE {node_usage} SET leased_bytes = 0 WHERE node_key = $1");
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(key.0).execute(&mut *transaction).await?;
+        }
         self.log(&mut transaction, "node.remove", name.as_str(), "").await?;
         Ok(transaction.commit().await?)
     }

@@ -14,10 +14,7 @@ use sqlx::{Any, AssertSqlSafe, Transaction};
 use time::{Date, OffsetDateTime};
 
 use super::{
-    Accounts, AccountsError, Limits, MemberId, day, identity,
-    lan_accounts::LanKey,
-    number, parsed,
-    usage::{self, stored},
+    Accounts, AccountsError, Limits, MemberId, Spender, book::Book, day, identity, lan_accounts::LanKey, number, parsed, usage::stored,
 };
 
 /// A LAN that is served.
@@ -412,16 +409,16 @@ pub(super) fn at(name: &Name, lan: &Name) -> String {
 }
 
 pub(super) async fn put_limits(transaction: &mut Transaction<'static, Any>, member: MemberId, limits: &Limits) -> Result<(), sqlx::Error> {
-    put_limits_of(transaction, usage::LIMITS, member.0, limits).await
+    put_limits_of(transaction, Spender::User(member), limits).await
 }
 
-/// Puts limits into a row of `table`, and leaves alone what else later versions have there.
+/// Puts limits into a row, and leaves alone what else later versions have there.
 pub(super) async fn put_limits_of(
     transaction: &mut Transaction<'static, Any>,
-    (table, key): (&str, &str),
-    value: i64,
+    spender: Spender,
     limits: &Limits,
 ) -> Result<(), sqlx::Error> {
+    let Book { key, limits: table, .. } = spender.book();
     let (quota, period) = (limits.quota.as_ref(), limits.quota.as_ref().map_or_else(Period::default, |quota| quota.period.clone()));
     let throttle = quota.and_then(|quota| match quota.at_limit {
         AtLimit::Refuse => None,
@@ -435,7 +432,7 @@ pub(super) async fn put_limits_of(
          rate_up_bits_per_second = excluded.rate_up_bits_per_second, rate_down_bits_per_second = excluded.rate_down_bits_per_second,
          max_flows = excluded.max_flows"
     )))
-    .bind(value)
+    .bind(spender.key())
     .bind(quota.map(|quota| stored(quota.size.bytes)))
     .bind(period.length.to_string())
     .bind(period.zone.to_string())

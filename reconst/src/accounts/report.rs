@@ -6,7 +6,7 @@ use shared::community::{
     quota::{Period, UnixSeconds, Used},
 };
 
-use super::{Accounts, AccountsError, registry::Listed, written::WrittenLimits};
+use super::{Accounts, AccountsError, Spender, registry::Listed, written::WrittenLimits};
 
 /// A user, what it may spend and what it has. Times are in seconds since 1970, UTC; what has no limit is left out.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -87,7 +87,7 @@ impl Accounts {
     /// If there is none.
     pub async fn user_report(&self, lan: &Name, name: &Name, time: UnixSeconds) -> Result<UserReport, AccountsError> {
         let user = self.user(lan, name).await?;
-        let (used, lent) = (self.used(user.account).await?, self.lent(time).await?);
+        let (used, lent) = (self.used(Spender::User(user.account)).await?, self.lent(time).await?);
         Ok(UserReport::new(&user, time, |start| used.get(&start).copied().unwrap_or_default(), lent.get(&user.id)))
     }
 }

@@ -9,23 +9,30 @@ use shared::{
 };
 use sqlx::{Any, AssertSqlSafe, Executor};
 
-use super::{Accounts, AccountsError, MemberId, number, parsed};
+use super::{
+    Accounts, AccountsError, MemberId, Spender,
+    book::{Book, USERS},
+    number, parsed,
+};
 
-/// A user's count in the period that began then.
-pub type Count = (MemberId, UnixSeconds, Used);
+/// A count in the period that began then.
+pub type Count = (Spender, UnixSeconds, Used);
 
 impl Accounts {
-    /// What a user has used in the latest periods.
+    /// What a user or a LAN has used in the latest periods.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn used(&self, user: MemberId) -> Result<BTreeMap<UnixSeconds, Used>, AccountsError> {
+    pub async fn used(&self, spender: Spender) -> Result<BTreeMap<UnixSeconds, Used>, AccountsError> {
+        let book = spender.book();
         let sql = format!(
-            "SELECT period_start, CAST(SUM(up_bytes) AS BIGINT), CAST(SUM(down_bytes) AS BIGINT) FROM ({ALL_USAGE}) counted
-             WHERE member_id = $1 GROUP BY period_start ORDER BY period_start DESC LIMIT 4"
+            "SELECT period_start, CAST(SUM(up_bytes) AS BIGINT), CAST(SUM(down_bytes) AS BIGINT) FROM ({}) counted
+             WHERE {} = $1 GROUP BY period_start ORDER BY period_start DESC LIMIT 4",
+            book.all_usage(),
+            book.key
         );
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).bind(user.0).fetch_all(&self.pool).await?;
-        rows.into_iter().map(|(start, up, down)| Ok((UnixSeconds(start), Used { up: number(up)?, down: number(down)? }))).collect()
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).bind(spender.key()).fetch_all(&self.pool).await?;
+        rows.into_iter().map(|(start, up, down)| Ok((UnixSeconds(start), used_of(up, down)?))).collect()
     }
 
     /// What each user has used in the latest period of its that was counted.
@@ -33,32 +40,35 @@ impl Accounts {
     /// # Errors
     /// If the store does not answer.
     pub async fn latest_used(&self) -> Result<BTreeMap<MemberId, (UnixSeconds, Used)>, AccountsError> {
+        let all_usage = USERS.all_usage();
         let sql = format!(
-            "SELECT u.member_id, u.period_start, CAST(SUM(u.up_bytes) AS BIGINT), CAST(SUM(u.down_bytes) AS BIGINT) FROM ({ALL_USAGE}) u
-             JOIN (SELECT member_id, max(period_start) AS period_start FROM ({ALL_USAGE}) counted GROUP BY member_id) latest
+            "SELECT u.member_id, u.period_start, CAST(SUM(u.up_bytes) AS BIGINT), CAST(SUM(u.down_bytes) AS BIGINT) FROM ({all_usage}) u
+             JOIN (SELECT member_id, max(period_start) AS period_start FROM ({all_usage}) counted GROUP BY member_id) latest
              ON latest.member_id = u.member_id AND latest.period_start = u.period_start GROUP BY u.member_id, u.period_start"
         );
         let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.pool).await?;
-        let used = |(user, start, up, down)| Ok((MemberId(user), (UnixSeconds(start), Used { up: number(up)?, down: number(down)? })));
+        let used = |(user, start, up, down)| Ok((MemberId(user), (UnixSeconds(start), used_of(up, down)?)));
         rows.into_iter().map(used).collect()
     }
 
-    /// Keeps the counts of many users, all of them or none.
+    /// Keeps the counts of many users and LANs, all of them or none.
     ///
     /// # Errors
     /// If the store does not answer.
     pub async fn keep_used(&self, counts: &[Count]) -> Result<(), AccountsError> {
+        let (users, lans): (Vec<&Count>, Vec<&Count>) = counts.iter().partition(|(spender, ..)| matches!(spender, Spender::User(_)));
         let mut transaction = self.write_unnoticed().await?;
-        for some in counts.chunks(ROWS_PER_STATEMENT) {
+        for some in users.chunks(ROWS_PER_STATEMENT).chain(lans.chunks(ROWS_PER_STATEMENT)) {
+            let Book { key, usage, .. } = some[0].0.book();
             let rows = (0..some.len()).map(|row| row * 4).map(|n| format!("(${}, ${}, ${}, ${})", n + 1, n + 2, n + 3, n + 4));
             let sql = format!(
-                "INSERT INTO usage (member_id, period_start, up_bytes, down_bytes) VALUES {}
-                 ON CONFLICT (member_id, period_start) DO UPDATE SET up_bytes = excluded.up_bytes, down_bytes = excluded.down_bytes",
+                "INSERT INTO {usage} ({key}, period_start, up_bytes, down_bytes) VALUES {}
+                 ON CONFLICT ({key}, period_start) DO UPDATE SET up_bytes = excluded.up_bytes, down_bytes = excluded.down_bytes",
                 rows.collect::<Vec<_>>().join(", ")
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
-            for (user, start, used) in some {
-                query = query.bind(user.0).bind(start.0).bind(stored(used.up)).bind(stored(used.down));
+            for (spender, start, used) in some {
+                query = query.bind(spender.key()).bind(start.0).bind(stored(used.up)).bind(stored(used.down));
             }
             query.execute(&mut *transaction).await?;
         }
@@ -89,19 +99,19 @@ impl Accounts {
     }
 
     pub(super) async fn limits(&self, user: MemberId) -> Result<Limits, AccountsError> {
-        limits_of_key(&self.pool, LIMITS, user.0).await
+        limits_of_key(&self.pool, Spender::User(user)).await
     }
 }
 
 /// What each user may spend.
 pub(super) async fn all_limits<'e>(store: impl Executor<'e, Database = Any>) -> Result<BTreeMap<MemberId, Limits>, AccountsError> {
-    Ok(limits_by_key(store, LIMITS).await?.into_iter().map(|(key, limits)| (MemberId(key), limits)).collect())
+    Ok(limits_by_key(store, USERS).await?.into_iter().map(|(key, limits)| (MemberId(key), limits)).collect())
 }
 
-/// All limits of a table, by its key.
+/// All limits of a book, by its key.
 pub(super) async fn limits_by_key<'e>(
     store: impl Executor<'e, Database = Any>,
-    (table, key): (&str, &str),
+    Book { key, limits: table, .. }: Book,
 ) -> Result<BTreeMap<i64, Limits>, AccountsError> {
     type Row = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
     let sql = format!("SELECT {key}, {LIMIT_COLUMNS} FROM {table}");
@@ -110,19 +120,13 @@ pub(super) async fn limits_by_key<'e>(
     rows.into_iter().map(limits).collect()
 }
 
-/// The limits of a row; none are no limits.
-pub(super) async fn limits_of_key<'e>(
-    store: impl Executor<'e, Database = Any>,
-    (table, key): (&str, &str),
-    value: i64,
-) -> Result<Limits, AccountsError> {
+/// What one may spend; no row is no limits.
+pub(super) async fn limits_of_key<'e>(store: impl Executor<'e, Database = Any>, spender: Spender) -> Result<Limits, AccountsError> {
+    let Book { key, limits: table, .. } = spender.book();
     let sql = format!("SELECT {LIMIT_COLUMNS} FROM {table} WHERE {key} = $1");
-    let row: Option<LimitsRow> = sqlx::query_as(AssertSqlSafe(sql)).bind(value).fetch_optional(store).await?;
+    let row: Option<LimitsRow> = sqlx::query_as(AssertSqlSafe(sql)).bind(spender.key()).fetch_optional(store).await?;
     row.map_or(Ok(Limits::default()), limits)
 }
-
-/// The table of users' limits, and its key.
-pub(super) const LIMITS: (&str, &str) = ("limits", "member_id");
 
 /// As in [`LimitsRow`].
 const LIMIT_COLUMNS: &str = "quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
@@ -145,14 +149,15 @@ fn limits((quota, length, zone, counts, throttle, rate_up, rate_down, max_flows)
     Ok(Limits { quota, rate_up: rate(rate_up)?, rate_down: rate(rate_down)?, max_flows: max_flows.map(number).transpose()? })
 }
 
+/// A LAN's count of a version that counted by differences may be less than nothing for a moment.
+pub(super) fn used_of(up: i64, down: i64) -> Result<Used, AccountsError> {
+    Ok(Used { up: number(up.max(0))?, down: number(down.max(0))? })
+}
+
 /// What does not fit a column is more than anyone moves.
 pub(super) fn stored(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
-
-/// What was counted by a server alone, and by each node.
-const ALL_USAGE: &str = "SELECT member_id, period_start, up_bytes, down_bytes FROM usage
-                         UNION ALL SELECT member_id, period_start, up_bytes, down_bytes FROM node_usage";
 
 /// A user's row takes some 100 µs to ask for, all of ten thousand a good part of a second.
 const ASKED_ONE_BY_ONE: usize = 200;

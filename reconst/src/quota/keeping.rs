@@ -1,97 +1,135 @@
-//! The counts on their way into the store.
+//! The counts on their way into the store, and leases on their way back: of users and LANs alike.
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use super::{Keeper, UserAccount, spending::LanAccount};
-use crate::accounts::{AccountsError, Count, MemberId, lan_accounts::LanCount, leases::UsageReport};
+use shared::community::quota::{Account, AtLimit};
+use tokio::sync::Notify;
+
+use super::Keeper;
+use crate::accounts::{
+    AccountsError, Count, Spender,
+    leases::{Asks, UsageReport},
+};
+
+/// An account whose counts are kept in the store.
+pub(super) trait Kept: Send + Sync {
+    /// What the store is told of it.
+    fn reporting(&self) -> &Reporting;
+
+    /// Looks at the account, or changes it.
+    fn with(&self, look: &mut dyn FnMut(&mut Account));
+}
+
+/// What the store is told of an account, and asked for.
+pub(super) struct Reporting {
+    pub(super) spender: Spender,
+    lease_low: Arc<Notify>,
+    /// How often in a row it had nothing to report.
+    idle_ticks: AtomicU32,
+}
+
+impl Reporting {
+    /// Of an account that may need a lease at once.
+    pub(super) fn new(spender: Spender, lease_low: Arc<Notify>) -> Self {
+        lease_low.notify_one();
+        Self { spender, lease_low, idle_ticks: AtomicU32::new(0) }
+    }
+
+    /// Asks for a lease if it runs low.
+    pub(super) fn ask_if_low(&self, account: &Account) {
+        if account.is_lease_low() {
+            self.lease_low.notify_one();
+        }
+    }
+
+    /// What is to be reported to the store, if anything: always what has changed, and whether a lease is wanted.
+    fn usage_report(&self, account: &mut Account, is_tick: bool) -> Option<UsageReport> {
+        if !is_tick && !account.is_lease_low() {
+            return None;
+        }
+        let counts = account.poll_changes();
+        if !counts.is_empty() {
+            self.idle_ticks.store(0, Ordering::Relaxed);
+        } else if is_tick {
+            self.idle_ticks.fetch_add(1, Ordering::Relaxed);
+        }
+        let is_idle = self.idle_ticks.load(Ordering::Relaxed) > IDLE_TICKS;
+        let quota = account.limits().quota.clone();
+        // Who is idle has given up the lease once and asks for one when something moves.
+        let is_silent = counts.is_empty() && is_tick && (!is_idle || account.leased() == 0);
+        if is_silent {
+            return None;
+        }
+        let asks = quota.map(|quota| Asks {
+            period: account.span().start,
+            counted: account.counted_here(),
+            wants_lease: !(is_idle && is_tick) && quota.at_limit == AtLimit::Refuse,
+            quota,
+        });
+        Some(UsageReport { spender: self.spender, counts, asks })
+    }
+}
 
 impl Keeper {
     /// Keeps the counts that have changed and lets go of the accounts of users who have left.
     pub async fn keep(&self) {
-        if self.shared.nodes.is_some() {
-            self.keep_shared(true).await;
-            self.keep_lans().await;
-            self.let_lans_go().await;
-            return;
-        }
-        let shared = &self.shared;
-        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
-        let mut counts: Vec<Count> = Vec::new();
-        for (id, user) in &users {
-            counts.extend(user.lock().poll_changes().into_iter().map(|(period, used)| (*id, period, used)));
-        }
-        if !counts.is_empty() {
-            let kept = shared.accounts.keep_used(&counts).await;
-            if kept.is_err() {
-                let user_by_id: HashMap<_, _> = users.iter().map(|(id, user)| (*id, user)).collect();
-                counts.iter().for_each(|(id, period, _)| user_by_id[id].lock().on_not_kept([*period]));
-            }
-            self.note_whether_kept(kept);
-        }
-        drop(users);
-        self.keep_lans().await;
-        self.let_lans_go().await;
-        let _loading = shared.loading.lock().await;
-        shared.lock().retain(|_, user| Arc::strong_count(user) > 1 || user.lock().has_changes());
-    }
-
-    async fn let_lans_go(&self) {
+        self.keep_those(true).await;
         let _loading = self.shared.loading.lock().await;
-        self.shared.lock_lans().retain(|_, lan| Arc::strong_count(lan) > 1 || lan.has_changes());
+        self.shared.lock().retain(|_, user| is_in_use(user));
+        self.shared.lock_lans().retain(|_, lan| is_in_use(lan));
     }
 
-    async fn keep_lans(&self) {
-        let lans: Vec<Arc<LanAccount>> = self.shared.lock_lans().values().cloned().collect();
-        let changes: Vec<_> = lans.iter().flat_map(|lan| lan.poll_changes().into_iter().map(move |change| (lan, change))).collect();
-        if changes.is_empty() {
+    /// Keeps the counts of all accounts, or only of those whose leases run low, and takes leases for them.
+    pub(super) async fn keep_those(&self, is_of_all: bool) {
+        let shared = &self.shared;
+        let kept_by_spender: HashMap<Spender, Arc<dyn Kept>> =
+            self.kept().into_iter().map(|account| (account.reporting().spender, account)).collect();
+        let report = |account: &Arc<dyn Kept>| {
+            let mut report = None;
+            account.with(&mut |counts| report = account.reporting().usage_report(counts, is_of_all));
+            report
+        };
+        let reports: Vec<UsageReport> = kept_by_spender.values().filter_map(report).collect();
+        if reports.is_empty() {
             return;
         }
-        let counts: Vec<LanCount> = changes.iter().map(|(_, (count, _))| *count).collect();
-        let kept = self.shared.accounts.add_lan_used(&counts).await;
-        for (lan, (count, used)) in &changes {
-            match &kept {
-                Ok(()) => lan.on_kept(count.period, *used),
-                Err(_) => lan.on_not_kept(count.period),
+        let kept = match &shared.nodes {
+            None => {
+                let counts = reports.iter().flat_map(|report| report.counts.iter().map(|(period, used)| (report.spender, *period, *used)));
+                let counts: Vec<Count> = counts.collect();
+                shared.accounts.keep_used(&counts).await.map(|()| HashMap::new())
             }
-        }
-        self.note_whether_kept(kept);
-    }
-
-    /// As [`Keeper::keep`] where several servers share the store: of all accounts, or only those whose leases run low.
-    pub(super) async fn keep_shared(&self, is_of_all: bool) {
-        let shared = &self.shared;
-        let Some(nodes) = &shared.nodes else { return };
-        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
-        let reports: Vec<UsageReport> = users.iter().filter_map(|(id, user)| user.usage_report(*id, is_of_all)).collect();
-        if !reports.is_empty() {
-            let user_by_id: HashMap<_, _> = users.iter().map(|(id, user)| (*id, user)).collect();
-            let kept =
-                match tokio::time::timeout(REPORT_TIME, shared.accounts.report_usage(nodes.registration(), &reports, nodes.is_alone()))
-                    .await
-                {
-                    Ok(kept) => kept,
-                    Err(_) => Err(AccountsError::Database(sqlx::Error::PoolTimedOut)),
-                };
-            match &kept {
-                Ok(leases) => leases.iter().for_each(|(id, lease)| user_by_id[id].lock().set_lease(Instant::now(), *lease)),
-                Err(_) => {
-                    for report in &reports {
-                        user_by_id[&report.user].lock().on_not_kept(report.counts.iter().map(|(period, _)| *period));
-                    }
+            Some(nodes) => {
+                let reporting = shared.accounts.report_usage(nodes.registration(), &reports, nodes.is_alone());
+                tokio::time::timeout(REPORT_TIME, reporting).await.unwrap_or(Err(AccountsError::Database(sqlx::Error::PoolTimedOut)))
+            }
+        };
+        match &kept {
+            Ok(leases) => {
+                leases
+                    .iter()
+                    .for_each(|(spender, lease)| kept_by_spender[spender].with(&mut |counts| counts.set_lease(Instant::now(), *lease)));
+            }
+            Err(_) => {
+                for UsageReport { spender, counts, .. } in &reports {
+                    kept_by_spender[spender].with(&mut |account| account.on_not_kept(counts.iter().map(|(period, _)| *period)));
                 }
             }
-            self.note_whether_kept(kept.map(drop));
         }
-        drop(users);
-        if is_of_all {
-            let _loading = shared.loading.lock().await;
-            let is_in_use = |user: &Arc<UserAccount>| Arc::strong_count(user) > 1 || user.lock().has_changes() || user.lock().leased() > 0;
-            shared.lock().retain(|_, user| is_in_use(user));
-        }
+        self.note_whether_kept(kept.map(drop));
+    }
+
+    fn kept(&self) -> Vec<Arc<dyn Kept>> {
+        let users = self.shared.lock().values().map(|user| user.clone() as Arc<dyn Kept>).collect::<Vec<_>>();
+        let lans = self.shared.lock_lans().values().map(|lan| lan.clone() as Arc<dyn Kept>).collect::<Vec<_>>();
+        users.into_iter().chain(lans).collect()
     }
 
     fn note_whether_kept(&self, kept: Result<(), AccountsError>) {
@@ -108,5 +146,15 @@ impl Keeper {
     }
 }
 
+/// Whether somebody spends from an account, or the store does not know all of it.
+fn is_in_use<A: Kept>(account: &Arc<A>) -> bool {
+    let mut has_to_be_told = false;
+    account.with(&mut |counts| has_to_be_told = counts.has_changes() || counts.leased() > 0);
+    has_to_be_told || Arc::strong_count(account) > 1
+}
+
 /// A store that takes longer does not answer.
 const REPORT_TIME: Duration = Duration::from_secs(5);
+
+/// Two seconds: who pauses for longer gives up the lease, so that others may have it.
+const IDLE_TICKS: u32 = 4;

@@ -15,13 +15,13 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicI64, AtomicU32, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use shared::{
-    community::quota::{Account, Limits, Refused, SharedAccount, Sharer, UnixSeconds, WallClock},
+    community::quota::{Account, Limits, Refused, SharedAccount, Sharer, UnixSeconds, Used, WallClock},
     ids::LanId,
     target::{Refusal, RefusalKind},
     units::Rate,
@@ -29,13 +29,13 @@ use shared::{
 
 use tokio::sync::Notify;
 
-use self::{spending::LanAccount, user::Totals};
+use self::{keeping::Reporting, spending::LanAccount, user::Totals};
 pub use self::{
     spending::{LanAccountReport, OpenFlow, Spending},
     user::{AccountReport, UserAccount},
 };
 use crate::{
-    accounts::{Accounts, AccountsError, Member, MemberId},
+    accounts::{Accounts, AccountsError, Member, MemberId, Spender},
     nodes::Nodes,
 };
 
@@ -131,7 +131,14 @@ impl Keeper {
         if let Some(account) = known() {
             return Ok(account);
         }
-        let account = Arc::new(LanAccount::new(shared.accounts.lan_account(lan).await?, shared.time.clone()));
+        let row = shared.accounts.lan_account(lan).await?;
+        let spender = Spender::Lan(row.key);
+        let (used, elsewhere) = self.used(spender).await?;
+        let mut account = SharedAccount::new(Instant::now(), shared.time(), row.limits.clone(), row.since, used);
+        if let Some(elsewhere) = elsewhere {
+            account.account_mut().share(elsewhere);
+        }
+        let account = Arc::new(LanAccount::new(row, account, shared.time.clone(), shared.reporting(spender)));
         shared.lock_lans().insert(lan, account.clone());
         Ok(account)
     }
@@ -146,27 +153,33 @@ impl Keeper {
         if let Some(user) = known() {
             return Ok(user);
         }
-        let account = |used| Account::new(Instant::now(), shared.time(), member.limits.clone(), member.since, used);
-        let account = match &shared.nodes {
-            None => account(shared.accounts.used(member.account).await?),
-            Some(nodes) => {
-                let (here, elsewhere) = shared.accounts.used_here_and_elsewhere(nodes.registration(), member.account).await?;
-                let mut account = account(here);
-                account.share(elsewhere);
-                account
-            }
-        };
+        let spender = Spender::User(member.account);
+        let (used, elsewhere) = self.used(spender).await?;
+        let mut account = Account::new(Instant::now(), shared.time(), member.limits.clone(), member.since, used);
+        if let Some(elsewhere) = elsewhere {
+            account.share(elsewhere);
+        }
         let user = Arc::new(UserAccount {
             identity: member.identity.clone(),
             account: Mutex::new(account),
             time: shared.time.clone(),
             totals: shared.totals.clone(),
-            lease_low: shared.lease_low.clone(),
-            idle_ticks: AtomicU32::new(0),
+            reporting: shared.reporting(spender),
         });
-        user.lease_low.notify_one();
         shared.lock().insert(member.account, user.clone());
         Ok(user)
+    }
+
+    /// What is used of an account, and where several servers may share the store what all others have counted besides.
+    async fn used(&self, spender: Spender) -> Result<(UsedByPeriod, Option<UsedByPeriod>), AccountsError> {
+        let (accounts, nodes) = (&self.shared.accounts, &self.shared.nodes);
+        match nodes {
+            None => Ok((accounts.used(spender).await?, None)),
+            Some(nodes) => {
+                let (here, elsewhere) = accounts.used_here_and_elsewhere(nodes.registration(), spender).await?;
+                Ok((here, Some(elsewhere)))
+            }
+        }
     }
 
     /// Keeps the counts and follows the operator's changes, for ever.
@@ -178,7 +191,7 @@ impl Keeper {
             tokio::select! {
                 _ = ticks.tick() => self.tick().await,
                 () = self.shared.lease_low.notified(), if self.shared.nodes.is_some() => {
-                    self.keep_shared(false).await;
+                    self.keep_those(false).await;
                     // Flows that wait ask again and again.
                     tokio::time::sleep(LEASES_APART).await;
                 }
@@ -288,7 +301,13 @@ impl Shared {
     fn time(&self) -> UnixSeconds {
         UnixSeconds(self.time.load(Ordering::Relaxed))
     }
+
+    fn reporting(&self, spender: Spender) -> Reporting {
+        Reporting::new(spender, self.lease_low.clone())
+    }
 }
+
+type UsedByPeriod = BTreeMap<UnixSeconds, Used>;
 
 impl fmt::Debug for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

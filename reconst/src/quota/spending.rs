@@ -3,7 +3,6 @@
 //! Always holds: a byte is granted by all of them or by none.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicI64, Ordering},
@@ -15,13 +14,17 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Name,
-        quota::{Grant, Limits, Refused, SharedAccount, SharedGrant, Sharer, UnixSeconds, Used, Way, told::ToldQuota},
+        quota::{Account, Grant, Limits, Refused, SharedAccount, SharedGrant, Sharer, UnixSeconds, Way, told::ToldQuota},
     },
     target::Refusal,
 };
 
-use super::{UserAccount, refusal};
-use crate::accounts::lan_accounts::{LanAccountRow, LanCount, LanKey};
+use super::{
+    UserAccount,
+    keeping::{Kept, Reporting},
+    refusal,
+};
+use crate::accounts::lan_accounts::{LanAccountRow, LanKey};
 
 /// The accounts that a user's flows in one LAN are spent from.
 pub struct Spending {
@@ -38,9 +41,8 @@ pub(super) struct LanAccount {
     pub(super) key: LanKey,
     name: Name,
     account: Mutex<SharedAccount>,
-    /// What the store has of it.
-    kept: Mutex<BTreeMap<UnixSeconds, Used>>,
     time: Arc<AtomicI64>,
+    reporting: Reporting,
 }
 
 /// Leave of all accounts to move bytes.
@@ -100,7 +102,7 @@ impl Spending {
         let (now, time) = (Instant::now(), self.user.time());
         let bytes = bytes.min(self.turn_bytes(way));
         let user = self.user.take(|account| account.take(now, time, way, bytes))?;
-        let lan = self.lan.lock().take(now, time, way, self.sharer, user.bytes);
+        let lan = self.lan.take(|account| account.take(now, time, way, self.sharer, user.bytes));
         let lan = lan.inspect_err(|_| self.user.lock().give_back(way, user.bytes, Some(user)))?;
         if lan.bytes() < user.bytes {
             self.user.lock().give_back(way, user.bytes - lan.bytes(), Some(user));
@@ -112,7 +114,7 @@ impl Spending {
     pub(super) fn take_whole(&self, way: Way, bytes: u64) -> Result<Granted, Refused> {
         let (now, time) = (Instant::now(), self.user.time());
         let user = self.user.take(|account| account.take_whole(now, time, way, bytes))?;
-        let lan = self.lan.lock().take_whole(now, time, way, self.sharer, bytes);
+        let lan = self.lan.take(|account| account.take_whole(now, time, way, self.sharer, bytes));
         let lan = lan.inspect_err(|_| self.user.lock().give_back(way, bytes, Some(user)))?;
         Ok(self.granted(now, way, user, lan))
     }
@@ -177,11 +179,16 @@ impl Drop for OpenFlow {
 }
 
 impl LanAccount {
-    pub(super) fn new(row: LanAccountRow, time: Arc<AtomicI64>) -> Self {
-        let LanAccountRow { key, name, since, limits, used } = row;
-        let now = UnixSeconds(time.load(Ordering::Relaxed));
-        let account = SharedAccount::new(Instant::now(), now, limits, since, used.clone());
-        Self { key, name, account: Mutex::new(account), kept: Mutex::new(used), time }
+    pub(super) fn new(row: LanAccountRow, account: SharedAccount, time: Arc<AtomicI64>, reporting: Reporting) -> Self {
+        Self { key: row.key, name: row.name, account: Mutex::new(account), time, reporting }
+    }
+
+    /// Takes a grant; asks for a lease if it runs low.
+    fn take(&self, take: impl FnOnce(&mut SharedAccount) -> Result<SharedGrant, Refused>) -> Result<SharedGrant, Refused> {
+        let mut account = self.lock();
+        let taken = take(&mut account);
+        self.reporting.ask_if_low(account.account());
+        taken
     }
 
     pub(super) fn set_limits(&self, limits: Limits) {
@@ -190,34 +197,6 @@ impl LanAccount {
             tracing::info!(lan = %self.name, "limits changed");
             account.set_limits(Instant::now(), UnixSeconds(self.time.load(Ordering::Relaxed)), limits);
         }
-    }
-
-    /// What is to be added to the store's counts, and the counts that it has then.
-    pub(super) fn poll_changes(&self) -> Vec<(LanCount, Used)> {
-        let changes = self.lock().account_mut().poll_changes();
-        let kept = self.kept();
-        let count = |(period, used): (UnixSeconds, Used)| {
-            let before = kept.get(&period).copied().unwrap_or_default();
-            let (up, down) = (used.up.cast_signed() - before.up.cast_signed(), used.down.cast_signed() - before.down.cast_signed());
-            (LanCount { key: self.key, period, up, down }, used)
-        };
-        changes.into_iter().map(count).collect()
-    }
-
-    pub(super) fn on_kept(&self, period: UnixSeconds, used: Used) {
-        let mut kept = self.kept();
-        kept.insert(period, used);
-        while kept.len() > KEPT_PERIODS_MAX {
-            kept.pop_first();
-        }
-    }
-
-    pub(super) fn on_not_kept(&self, period: UnixSeconds) {
-        self.lock().account_mut().on_not_kept([period]);
-    }
-
-    pub(super) fn has_changes(&self) -> bool {
-        self.lock().account().has_changes()
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
@@ -248,11 +227,14 @@ impl LanAccount {
     fn lock(&self) -> MutexGuard<'_, SharedAccount> {
         self.account.lock().expect("nothing panics under the lock")
     }
-
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<UnixSeconds, Used>> {
-        self.kept.lock().expect("nothing panics under the lock")
-    }
 }
 
-/// As many as an account goes by.
-const KEPT_PERIODS_MAX: usize = 8;
+impl Kept for LanAccount {
+    fn reporting(&self) -> &Reporting {
+        &self.reporting
+    }
+
+    fn with(&self, look: &mut dyn FnMut(&mut Account)) {
+        look(self.lock().account_mut());
+    }
+}

@@ -5,11 +5,12 @@ use shared::{
         member::Role,
         quota::{Quota, Way},
     },
+    service::Shutdown,
     units::Size,
 };
 
 use super::*;
-use crate::{accounts::testing, provision::Registrar};
+use crate::{accounts::testing, nodes::NodeIdentity, provision::Registrar};
 
 #[tokio::test]
 async fn a_quota_holds_while_the_store_does_not_answer() {
@@ -67,6 +68,59 @@ async fn what_a_lan_may_spend_counts_for_all_its_users() {
 }
 
 #[tokio::test]
+async fn a_lan_s_quota_is_spent_on_two_nodes_and_no_further() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let accounts = registrar.accounts();
+    if !accounts.takes_several_nodes() {
+        println!("skipped: nodes need PostgreSQL; run .ci/with-postgres cargo test -p reconst --lib");
+        return;
+    }
+    let quota = 3_000_000;
+    let limits = Limits { quota: Some(Quota::of(Size { bytes: quota })), ..Limits::default() };
+    accounts.set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+    let (ann, bob) = (user(&registrar, "ann", &Limits::default()).await, user(&registrar, "bob", &Limits::default()).await);
+    let (here, there) = (node(&registrar, "main").await, node(&registrar, "node2").await);
+    for node in [&here, &there] {
+        let mut view = node.view();
+        view.wait_for(|_| !node.is_alone()).await.expect("two nodes");
+    }
+    let [here, there] = [here, there].map(|node| Keeper::of_node(accounts.clone(), None, None, Some(node)));
+    let mut spendings =
+        [(&here, here.spending(&ann).await.expect("an account"), 0), (&there, there.spending(&bob).await.expect("an account"), 0)];
+    let mut used_up = 0;
+    for _ in 0..10_000 {
+        if used_up == 2 {
+            break;
+        }
+        used_up = 0;
+        for (keeper, spending, moved) in &mut spendings {
+            match spending.take(Way::Down, 100_000) {
+                Ok(granted) => *moved += granted.bytes,
+                Err(Refused::NotYet) => keeper.keep_those(false).await,
+                Err(refused) => {
+                    assert!(refused.to_string().contains("your LAN may use"), "{refused}");
+                    used_up += 1;
+                }
+            }
+        }
+        let moved = spendings.iter().map(|(_, _, moved)| moved).sum::<u64>();
+        assert!(moved <= quota, "{moved} of {quota}");
+    }
+    assert!(spendings.iter().all(|(_, _, moved)| *moved >= quota / 4), "each has a part");
+    assert_eq!(spendings.iter().map(|(_, _, moved)| moved).sum::<u64>(), quota, "all of it is used");
+    here.keep().await;
+    there.keep().await;
+    let report = accounts.lan_report(&name("elm"), here.time()).await.expect("a LAN");
+    assert_eq!((report.down_bytes, report.used_percent), (quota, Some(100)));
+
+    // As on a node that takes the LAN over.
+    let again = Keeper::of_node(accounts.clone(), None, None, here.shared.nodes.clone());
+    let spending = again.spending(&ann).await.expect("an account");
+    again.keep().await;
+    assert!(spending.open_flow().is_err(), "what other nodes have counted is used");
+}
+
+#[tokio::test]
 async fn an_account_is_one_as_long_as_anybody_spends_from_it() {
     let (registrar, _scratch) = testing::registrar().await;
     let member = user_with_quota(&registrar, 1000).await;
@@ -105,6 +159,14 @@ async fn user(registrar: &Registrar, user: &str, limits: &Limits) -> Member {
     let profile = registrar.add_user(&name("elm"), &name(user), limits).await.expect("a user");
     let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
     registrar.accounts().authorise(&certificate, Role::User).await.expect("a member")
+}
+
+/// A node of that name that beats.
+async fn node(registrar: &Registrar, node: &str) -> Nodes {
+    let identity = NodeIdentity { name: name(node), public: "127.0.0.1:10000".parse().expect("an address") };
+    let (nodes, beating) = Nodes::join(registrar.accounts(), identity, 1).await.expect("a node");
+    tokio::spawn(nodes.clone().run(beating, Default::default, Shutdown::new()));
+    nodes
 }
 
 fn take(account: &UserAccount, bytes: u64) -> Option<u64> {

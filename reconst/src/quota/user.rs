@@ -3,21 +3,16 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
+use super::keeping::{Kept, Reporting};
 use serde::Serialize;
 use shared::community::{
     member::Identity,
-    quota::{Account, AtLimit, Grant, Limits, Refused, UnixSeconds, Way},
-};
-use tokio::sync::Notify;
-
-use crate::accounts::{
-    MemberId,
-    leases::{Asks, UsageReport},
+    quota::{Account, Grant, Limits, Refused, UnixSeconds, Way},
 };
 
 /// A user's account and who it is.
@@ -26,9 +21,7 @@ pub struct UserAccount {
     pub(super) account: Mutex<Account>,
     pub(super) time: Arc<AtomicI64>,
     pub(super) totals: Arc<Totals>,
-    pub(super) lease_low: Arc<Notify>,
-    /// How often in a row it had nothing to report.
-    pub(super) idle_ticks: AtomicU32,
+    pub(super) reporting: Reporting,
 }
 
 /// A user's figures.
@@ -59,41 +52,11 @@ pub(super) struct Totals {
 }
 
 impl UserAccount {
-    /// What is to be reported to the store, if anything: always what has changed, and whether a lease is wanted.
-    pub(super) fn usage_report(&self, id: MemberId, is_tick: bool) -> Option<UsageReport> {
-        let mut account = self.lock();
-        if !is_tick && !account.is_lease_low() {
-            return None;
-        }
-        let counts = account.poll_changes();
-        if !counts.is_empty() {
-            self.idle_ticks.store(0, Ordering::Relaxed);
-        } else if is_tick {
-            self.idle_ticks.fetch_add(1, Ordering::Relaxed);
-        }
-        let is_idle = self.idle_ticks.load(Ordering::Relaxed) > IDLE_TICKS;
-        let quota = account.limits().quota.clone();
-        // Who is idle has given up the lease once and asks for one when something moves.
-        let is_silent = counts.is_empty() && is_tick && (!is_idle || account.leased() == 0);
-        if is_silent {
-            return None;
-        }
-        let asks = quota.map(|quota| Asks {
-            period: account.span().start,
-            counted: account.counted_here(),
-            wants_lease: !(is_idle && is_tick) && quota.at_limit == AtLimit::Refuse,
-            quota,
-        });
-        Some(UsageReport { user: id, counts, asks })
-    }
-
     /// Takes a grant; asks for a lease if it runs low.
     pub(super) fn take(&self, take: impl FnOnce(&mut Account) -> Result<Grant, Refused>) -> Result<Grant, Refused> {
         let mut account = self.lock();
         let taken = take(&mut account);
-        if account.is_lease_low() {
-            self.lease_low.notify_one();
-        }
+        self.reporting.ask_if_low(&account);
         taken
     }
 
@@ -137,5 +100,12 @@ impl UserAccount {
     }
 }
 
-/// Two seconds: who pauses for longer gives up the lease, so that others may have it.
-const IDLE_TICKS: u32 = 4;
+impl Kept for UserAccount {
+    fn reporting(&self) -> &Reporting {
+        &self.reporting
+    }
+
+    fn with(&self, look: &mut dyn FnMut(&mut Account)) {
+        look(&mut self.lock());
+    }
+}

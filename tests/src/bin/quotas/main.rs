@@ -20,7 +20,7 @@ use neighbourhood::{
 };
 use reconst::{
     Database,
-    accounts::{Limits, MemberId, Quota, registry::IssuedTo},
+    accounts::{Limits, MemberId, Quota, Spender, registry::IssuedTo},
     provision::{DEFAULT_LOGIN_PORT, Registrar},
 };
 use shared::{
@@ -216,7 +216,7 @@ async fn members(arguments: &Arguments) -> anyhow::Result<()> {
     let begun = Instant::now();
     let reports = accounts.user_reports(now()).await?;
     println!("list of {} users: {:?}", reports.len(), begun.elapsed());
-    let counts: Vec<_> = members.iter().map(|member| (*member, UnixSeconds(0), Used { up: 1, down: 2 })).collect();
+    let counts: Vec<_> = members.iter().map(|member| (Spender::User(*member), UnixSeconds(0), Used { up: 1, down: 2 })).collect();
     for round in ["first", "again"] {
         let begun = Instant::now();
         accounts.keep_used(&counts).await?;
