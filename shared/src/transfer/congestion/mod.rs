@@ -10,7 +10,7 @@
 //! * *Slow start* doubles the window each round trip and ends at the first sign of a queue (as HyStart++, RFC 9406), or of heavy loss.
 //! * In the *steady* phase the pace is `capacity × (1 + (target − queue) / T)`: a proportional controller whose time constant `T` is some
 //!   round trips, because it acts on a measure that is one round trip old. A window bounds what is in flight all the same.
-//! * Every [`DRAIN_EVERY`] the queue is let run empty for an instant, so that the least delay is seen again.
+//! * Every so often ([`capacity`]) the queue is let run empty for an instant, so that the least delay is seen again.
 //!
 //! * A queue that somebody else keeps (TCP Cubic, BBR) would leave such a sender with nothing: while there is one, the path competes for
 //!   its share ([`competition`]), and goes back as soon as nobody else keeps a queue.
