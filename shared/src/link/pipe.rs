@@ -176,6 +176,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Meter> Future for Carry<'_,
                 self.meter().on_end();
                 return Poll::Ready(Ok((self.carried, self.meter.take())));
             }
+            // What is not read yet is kept by the socket, and holds back its sender.
+            ready!(Pin::new(&mut *self.to).poll_flush(context))?;
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 scratch.resize(SCRATCH_BYTES, 0);
                 let piece_bytes = self.meter().piece_bytes().clamp(1, SCRATCH_BYTES);

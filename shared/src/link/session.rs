@@ -259,6 +259,11 @@ impl SessionHandle {
         self.lock().core.undelivered(id)
     }
 
+    /// Whether a flow takes a good part of what it may be given at once.
+    pub(super) fn has_room(&self, id: FlowId) -> bool {
+        self.lock().core.has_room(id)
+    }
+
     /// Changes the core, then drains it.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let now = Instant::now();

@@ -17,7 +17,8 @@ use crate::{
 /// One flow, in order and complete, whatever lines its chunks take.
 ///
 /// `poll_shutdown` half-closes; end of file is the other end's half-close; [`io::ErrorKind::ConnectionReset`] is the other
-/// end's abort. Dropping a stream that has not been shut down and read to its end aborts the flow.
+/// end's abort. `poll_flush` waits until there is room to write again, so that whoever passes bytes on need not take them from elsewhere before
+/// (an abort ends the wait, and the next write tells of it). Dropping a stream that has not been shut down and read to its end aborts the flow.
 pub struct FlowStream {
     session: SessionHandle,
     id: FlowId,
@@ -95,8 +96,15 @@ impl AsyncWrite for FlowStream {
         })
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.session.has_room(self.id) {
+            return Poll::Ready(Ok(()));
+        }
+        self.session.with(|state, _| {
+            state.wait_to_write(self.id, context);
+            state.core.await_room(self.id);
+        });
+        Poll::Pending
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{control::AbortCode, parcel::Parcels, reorder::Reorder, schedule::Class, send_buffer::SendBuffer};
+use crate::ids::PathId;
 
 /// One flow.
 #[derive(Debug)]
@@ -15,15 +16,19 @@ pub(super) struct Flow {
     /// The queue that the flow waits in for a path, if any, and its place among all that wait.
     pub(super) queued: Option<Class>,
     pub(super) ticket: u64,
-    /// Bytes sent since the flow's turn among those that wait began.
+    /// Bytes sent since the flow's turn among those that wait began, the path that carries the turn, and until when it is left to it.
     turn_bytes: u64,
+    turn: Option<(PathId, Instant)>,
     /// What a UDP flow carries besides.
     pub(super) parcels: Option<Box<Parcels>>,
     /// Bytes sent since the flow last paused.
     burst_bytes: u64,
-    last_sent_at: Option<Instant>,
+    /// When everything had been sent and no writer waited.
+    idle_since: Option<Instant>,
     /// The application wants to write more than there was room for.
     pub(super) writer_waits: bool,
+    /// It stands in line to be asked.
+    pub(super) is_in_line: bool,
     /// Credit that the other end has not been told of.
     pub(super) owes_credit: bool,
     pub(super) aborted: Option<AbortCode>,
@@ -48,6 +53,9 @@ const INTERACTIVE_BYTES: u64 = 128 * 1024;
 /// What counts as a pause: longer than the round trip of all but satellite lines.
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// How long a flow whose turn has begun is left to the path that carries it: two turns, as long as that path is not the slowest of many.
+const TURN_LEFT_TO_PATH: Duration = Duration::from_millis(2);
+
 impl Flow {
     pub(super) fn new(window: u64) -> Self {
         Self {
@@ -58,10 +66,12 @@ impl Flow {
             queued: None,
             ticket: 0,
             turn_bytes: 0,
+            turn: None,
             parcels: None,
             burst_bytes: 0,
-            last_sent_at: None,
+            idle_since: None,
             writer_waits: false,
+            is_in_line: false,
             owes_credit: false,
             aborted: None,
             lost_bytes: 0,
@@ -73,22 +83,31 @@ impl Flow {
         if self.burst_bytes < INTERACTIVE_BYTES { Class::Interactive } else { Class::Bulk }
     }
 
+    /// Notes that `bytes` were sent, the next time after a pause or not. Waiting for others is no pause.
     pub(super) fn on_sent(&mut self, now: Instant, bytes: u64) {
-        if self.last_sent_at.is_none_or(|at| now.saturating_duration_since(at) > PAUSE) {
+        if self.idle_since.is_some_and(|since| now.saturating_duration_since(since) > PAUSE) {
             self.burst_bytes = 0;
         }
-        self.last_sent_at = Some(now);
         self.burst_bytes += bytes;
+        self.idle_since = (self.send.unsent() == 0 && !self.writer_waits).then_some(now);
     }
 
-    /// Notes that `bytes` were sent in turn; gives whether the turn, of `turn_max` bytes, goes on.
-    pub(super) fn keeps_turn(&mut self, bytes: u64, turn_max: u64) -> bool {
+    /// Notes that path `path` took `bytes` in turn; gives whether the turn, of `turn_max` bytes, goes on.
+    pub(super) fn keeps_turn(&mut self, now: Instant, path: PathId, bytes: u64, turn_max: u64) -> bool {
         self.turn_bytes += bytes;
         let goes_on = self.turn_bytes < turn_max && self.send.has_piece();
         if !goes_on {
             self.turn_bytes = 0;
+            self.turn = None;
+        } else if self.turn.is_none_or(|(carrier, _)| carrier != path) {
+            self.turn = Some((path, now + TURN_LEFT_TO_PATH));
         }
         goes_on
+    }
+
+    /// Whether another path than `path` carries the flow's turn, and may be expected to go on with it soon.
+    pub(super) fn is_in_turn_elsewhere(&self, now: Instant, path: PathId) -> bool {
+        self.turn.is_some_and(|(carrier, until)| carrier != path && now < until)
     }
 
     /// Whether the application has more to send than the session has room for.
@@ -104,11 +123,11 @@ impl Flow {
         }
     }
 
-    /// Whether an application that waits to write is to be told of room: not before half of what it may write is free, or each
+    /// Whether there is as much room as an application that waits to write is told of: half of what it may write, or each
     /// acknowledgement would wake it for a few bytes.
-    pub(super) fn is_writer_due(&self, intake: Intake) -> bool {
+    pub(super) fn has_good_room(&self, intake: Intake) -> bool {
         let (Intake::Unsent(limit) | Intake::Retained(limit)) = intake;
-        self.writer_waits && self.room(intake) > limit / 2
+        self.room(intake) > limit / 2
     }
 
     /// Whether both directions have come to their end.
@@ -160,27 +179,41 @@ mod tests {
 
     #[test]
     fn a_turn_ends_after_its_bytes_or_with_the_last_of_them() {
+        let now = Instant::now();
         let mut flow = Flow::new(1 << 20);
         flow.send.write(&[0; 10_000]);
         let turns: Vec<bool> = (0..10)
             .map(|_| {
                 let piece = flow.send.cut(FlowId(1), 1000).expect("a piece");
-                flow.keeps_turn(u64::from(piece.len), 4000)
+                flow.keeps_turn(now, PathId(1), u64::from(piece.len), 4000)
             })
             .collect();
         assert_eq!(turns, [true, true, true, false, true, true, true, false, true, false]);
     }
 
     #[test]
+    fn a_turn_is_left_to_the_path_that_carries_it_but_not_for_long() {
+        let (now, near, other) = (Instant::now(), PathId(1), PathId(2));
+        let mut flow = Flow::new(1 << 20);
+        flow.send.write(&[0; 10_000]);
+        flow.send.cut(FlowId(1), 1000);
+        assert!(!flow.is_in_turn_elsewhere(now, other), "no turn has begun");
+        assert!(flow.keeps_turn(now, near, 1000, 4000));
+        assert!(flow.is_in_turn_elsewhere(now, other) && !flow.is_in_turn_elsewhere(now, near));
+        assert!(!flow.is_in_turn_elsewhere(now + TURN_LEFT_TO_PATH, other));
+        assert!(!flow.keeps_turn(now, near, 3000, 4000));
+        assert!(!flow.is_in_turn_elsewhere(now, other), "the turn is over");
+    }
+
+    #[test]
     fn a_writer_is_told_of_room_once_half_of_it_is_free_and_not_by_each_acknowledgement() {
         let mut flow = Flow::new(1 << 20);
         flow.send.write(&[0; 32 << 10]);
-        flow.writer_waits = true;
         let intake = Intake::Retained(32 << 10);
         let mut acknowledged = 0;
-        while !flow.is_writer_due(intake) {
+        while !flow.has_good_room(intake) {
             let piece = flow.send.cut(FlowId(1), 1 << 10).expect("bytes that are not acknowledged");
-            assert!(!flow.is_writer_due(intake), "sending frees nothing");
+            assert!(!flow.has_good_room(intake), "sending frees nothing");
             acknowledged += flow.send.on_acked(&piece);
         }
         assert_eq!(acknowledged, 17 << 10);

@@ -26,8 +26,10 @@ pub struct Piece {
 /// The outgoing half of a flow.
 #[derive(Debug)]
 pub struct SendBuffer {
-    /// What was written and is not yet acknowledged in one run from the start: equal blocks, the first of which holds `base`.
+    /// What was written and is not yet acknowledged in one run from the start: equal blocks, the first of which begins at `origin` and holds
+    /// `base`.
     blocks: VecDeque<Vec<u8>>,
+    origin: u64,
     /// Everything before is with the other end.
     base: u64,
     /// The first byte never handed to a path.
@@ -53,6 +55,9 @@ enum Fin {
 /// Small enough that an idle flow's last block is cheap, large enough that a chunk spans two at most.
 const BLOCK_BYTES: usize = 16 * 1024;
 
+/// A block begins so small, so that a few bytes are cheap as well.
+const BLOCK_BYTES_MIN: usize = 512;
+
 impl Piece {
     /// The bytes of the flow that this is.
     pub fn range(&self) -> Range<u64> {
@@ -65,6 +70,7 @@ impl SendBuffer {
     pub fn new(credit: u64) -> Self {
         Self {
             blocks: VecDeque::new(),
+            origin: 0,
             base: 0,
             next: 0,
             end: 0,
@@ -79,11 +85,12 @@ impl SendBuffer {
     pub fn write(&mut self, mut bytes: &[u8]) {
         debug_assert_eq!(self.fin, Fin::Open, "nothing is written behind the end");
         while !bytes.is_empty() {
-            let used = self.end as usize % BLOCK_BYTES;
-            if used == 0 || self.blocks.is_empty() {
-                let mut block = Vec::with_capacity(BLOCK_BYTES.min(used + bytes.len()).max(512));
-                block.resize(used, 0);
-                self.blocks.push_back(block);
+            if self.blocks.is_empty() {
+                self.origin = self.end;
+            }
+            let used = (self.end - self.origin) as usize % BLOCK_BYTES;
+            if used == 0 {
+                self.blocks.push_back(Vec::with_capacity(BLOCK_BYTES.min(bytes.len()).max(BLOCK_BYTES_MIN)));
             }
             let block = self.blocks.back_mut().expect("pushed above");
             let taken = bytes.len().min(BLOCK_BYTES - used);
@@ -149,12 +156,12 @@ impl SendBuffer {
 
     /// Appends the bytes of `piece` to `out`.
     pub fn copy_into(&self, piece: &Piece, out: &mut impl BufMut) {
-        let first_block = self.base as usize / BLOCK_BYTES;
         let Range { mut start, end } = piece.range();
         debug_assert!(start >= self.base || start == end);
         while start < end {
-            let block = &self.blocks[start as usize / BLOCK_BYTES - first_block];
-            let from = start as usize % BLOCK_BYTES;
+            let place = (start - self.origin) as usize;
+            let block = &self.blocks[place / BLOCK_BYTES];
+            let from = place % BLOCK_BYTES;
             let taken = ((end - start) as usize).min(BLOCK_BYTES - from);
             out.put_slice(&block[from..from + taken]);
             start += taken as u64;
@@ -184,9 +191,9 @@ impl SendBuffer {
             self.base = self.base.max(range.end);
             self.acked.pop_first();
         }
-        let first_block = before as usize / BLOCK_BYTES;
-        let gone = self.base as usize / BLOCK_BYTES - first_block;
+        let gone = (self.base - self.origin) as usize / BLOCK_BYTES;
         self.blocks.drain(..gone.min(self.blocks.len()));
+        self.origin += (gone * BLOCK_BYTES) as u64;
         if self.base == self.end {
             self.blocks.clear();
         }

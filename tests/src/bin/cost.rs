@@ -123,9 +123,8 @@ async fn measure(operation: Operation, arguments: &Arguments) -> anyhow::Result<
                 ours.push(one_and_many(&Tributary::start(one).await?, arguments.flows, time).await?);
                 plain.push(one_and_many(&PlainRelay::start().await?, arguments.flows, time).await?);
             }
-            let group = format!("{} flows", arguments.flows);
-            print(&figures(&group, "Tributary", &ours), arguments.json)?;
-            print(&figures(&group, "plain TCP relay", &plain), arguments.json)?;
+            print_named(&ours, "Tributary", arguments.json)?;
+            print_named(&plain, "plain TCP relay", arguments.json)?;
         }
         Operation::IdleFlows => {
             let readings = many::idle_flows(arguments.idle_flows).await?;
@@ -139,16 +138,21 @@ async fn measure(operation: Operation, arguments: &Arguments) -> anyhow::Result<
     Ok(())
 }
 
-async fn one_and_many(carrier: &impl Carrier, flows: usize, time: Duration) -> anyhow::Result<Vec<Reading>> {
+async fn one_and_many(carrier: &impl Carrier, flows: usize, time: Duration) -> anyhow::Result<Named> {
     let of_one = spend(carrier, Way::Down, 1, time).await?;
     let of_many = spend(carrier, Way::Down, flows, time).await?;
-    Ok(vec![
+    let rates = [
         Reading { figure: "rate of one flow", unit: "Mbit/s", value: of_one.goodput / 1e6 },
         Reading { figure: "rate of many flows", unit: "Mbit/s", value: of_many.goodput / 1e6 },
         Reading { figure: "many to one", unit: "ratio", value: of_many.goodput / of_one.goodput },
-        Reading { figure: "cpu of one flow", unit: "s/GB", value: of_one.total() },
-        Reading { figure: "cpu of many flows", unit: "s/GB", value: of_many.total() },
-    ])
+    ];
+    let total = |reading| ("total".to_owned(), reading);
+    let spent = [(of_one, "cpu of one flow"), (of_many, "cpu of many flows")].into_iter().flat_map(|(spent, figure)| {
+        let sum = spent.total();
+        let each = spent.seconds_per_gb.into_iter().chain([("total".to_owned(), sum)]);
+        each.map(move |(program, value)| (program, Reading { figure, unit: "s/GB", value }))
+    });
+    Ok(merged(spent.chain(rates.map(total)).collect()))
 }
 
 /// Readings of one run, each with the program that it is of.

@@ -8,9 +8,10 @@
 //! * nothing a peer sends panics; what breaks the rules ends the flow, or with [`SessionError`] the session.
 //!
 //! It opens no path and knows no socket: the driver adds paths that are authenticated and removes those that are gone. What arrives is
-//! worked in by `receive`, what leaves is put together by `transmit`; `parcels` does both for UDP flows, and
-//! `timeouts` judges what does not arrive.
+//! worked in by `receive`, what leaves is taken up by `intake` and put together by `transmit`; `parcels` does both for
+//! UDP flows, and `timeouts` judges what does not arrive.
 
+mod intake;
 mod parcels;
 mod receive;
 mod timeouts;
@@ -25,10 +26,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
-use self::{parcels::ParcelTraffic, transmit::UNSENT};
+use self::{
+    intake::WriterLine,
+    parcels::ParcelTraffic,
+    transmit::{CREDIT_DELAY, UNSENT},
+};
 use super::{
     control::{AbortCode, Leaving, MessageReader},
-    flow::{Flow, Intake},
+    flow::Flow,
     packet::{DatagramReader, Frame},
     path::{Path, PathInfo, PathState, PathStatus},
     ranges::RangeSet,
@@ -176,11 +181,14 @@ pub struct Session {
     closed: RangeSet,
     /// Flows with something to send, by class.
     waiting: BTreeMap<Class, VecDeque<FlowId>>,
+    /// Flows whose applications wait to be asked for bytes.
+    line: WriterLine,
     /// The place that the next flow to wait gets.
     next_ticket: u64,
     parcels: ParcelTraffic,
-    /// Flows that owe the other end a word about credit, and aborts to tell.
+    /// Flows that owe the other end a word about credit and when it is told at the latest, and aborts to tell.
     credit_owed: BTreeSet<FlowId>,
+    credit_due: Option<Instant>,
     aborts_owed: VecDeque<(FlowId, AbortCode)>,
     /// Paths that the other end is to leave.
     leaves_owed: BTreeMap<PathId, Leaving>,
@@ -218,9 +226,6 @@ pub struct Session {
     counters: SessionCounters,
 }
 
-/// Bytes that each flow may have unacknowledged however much the others have, so that none is shut out.
-const RETAINED_FLOOR: u64 = 32 << 10;
-
 /// A carrier's room below which it is asked again.
 const CARRIER_LOW: usize = 64 << 10;
 
@@ -244,9 +249,11 @@ impl Session {
             next_flow: 1,
             closed: RangeSet::default(),
             waiting: BTreeMap::new(),
+            line: WriterLine::default(),
             next_ticket: 0,
             parcels: ParcelTraffic::new(policy),
             credit_owed: BTreeSet::new(),
+            credit_due: None,
             aborts_owed: VecDeque::new(),
             leaves_owed: BTreeMap::new(),
             fulls_owed: BTreeSet::new(),
@@ -368,32 +375,6 @@ impl Session {
         Some(id)
     }
 
-    /// Takes as many of `bytes` as there is room for; 0 means that [`Event::Writable`] will tell of room.
-    ///
-    /// # Errors
-    /// The reason, if the flow was aborted or is none of this session.
-    pub fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, AbortCode> {
-        let intake = self.intake();
-        let flow = self.flows.get_mut(&id).ok_or(AbortCode::Reset)?;
-        if let Some(code) = flow.aborted {
-            return Err(code);
-        }
-        if flow.send.is_finished() {
-            return Err(AbortCode::Protocol);
-        }
-        let taken = bytes.len().min(flow.room(intake) as usize);
-        self.retained += taken as u64;
-        flow.send.write(&bytes[..taken]);
-        flow.writer_waits = taken < bytes.len();
-        self.enqueue(id);
-        Ok(taken)
-    }
-
-    /// What each flow takes from its application now.
-    fn intake(&self) -> Intake {
-        if self.retained < self.limits.retained { Intake::Unsent(self.unsent_limit) } else { Intake::Retained(RETAINED_FLOOR) }
-    }
-
     /// Ends the outgoing half of a flow behind what was written.
     pub fn finish(&mut self, id: FlowId) {
         if let Some(flow) = self.flows.get_mut(&id)
@@ -419,6 +400,7 @@ impl Session {
         self.grown += flow.give_credit(self.clock, longest_rtt, self.limits.max_window, growth_left);
         if flow.owes_credit {
             self.credit_owed.insert(id);
+            self.credit_due.get_or_insert(self.clock + CREDIT_DELAY);
         }
         Read::Bytes(bytes)
     }
@@ -489,10 +471,11 @@ impl Session {
 
     /// Gives the next datagram to send at `now`.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        self.clock = now;
         if let Some(transmit) = self.outbox.pop_front() {
             return Some(transmit);
         }
-        self.put_control_together();
+        self.put_control_together(now);
         self.transmit_ack(now).or_else(|| self.transmit_ping(now)).or_else(|| self.transmit_chunks(now))
     }
 

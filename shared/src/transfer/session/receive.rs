@@ -148,6 +148,9 @@ impl Session {
             return;
         }
         self.grown -= flow.window - self.limits.initial_window;
+        if flow.is_in_line {
+            self.line.leave(id);
+        }
         self.drop_parcels(id);
         self.flows.remove(&id);
         self.credit_owed.remove(&id);
@@ -197,21 +200,10 @@ impl Session {
         }
         self.counters.delivered_bytes += freed;
         self.retained -= freed;
-        if freed > 0
-            && flow.writer_waits
-            && let intake = self.intake()
-            && self.flows.get(&piece.flow).is_some_and(|flow| flow.is_writer_due(intake))
-        {
-            self.wake_writer(piece.flow);
+        if freed > 0 {
+            self.offer_room(piece.flow);
         }
         self.forget_if_over(piece.flow);
-    }
-
-    fn wake_writer(&mut self, id: FlowId) {
-        if let Some(flow) = self.flows.get_mut(&id) {
-            flow.writer_waits = false;
-            self.events.push_back(Event::Writable(id));
-        }
     }
 
     pub(super) fn requeue(&mut self, pieces: &[Piece]) {

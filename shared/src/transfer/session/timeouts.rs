@@ -18,7 +18,8 @@ impl Session {
             let probe_timeout = if path.is_active() { path.recovery.probe_timeout_at() } else { None };
             [path.acks.due(), path.recovery.loss_at(), probe_timeout, path.ping_at(self.limits.keep_alive)].into_iter().flatten().min()
         };
-        self.paths.values().filter_map(of_path).chain(self.paced_until).chain(self.parcels.expires_at()).min()
+        let others = [self.paced_until, self.credit_told_at(), self.next_call_at(), self.parcels.expires_at()];
+        self.paths.values().filter_map(of_path).chain(others.into_iter().flatten()).min()
     }
 
     /// Does what is due at `now`. What it leads to comes out of [`Session::poll_transmit`].
@@ -53,10 +54,13 @@ const LATE: Duration = Duration::from_millis(5);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transfer::{
-        path::PathInfo,
-        schedule::Policy,
-        session::{Limits, Side, Transmit},
+    use crate::{
+        ids::FlowId,
+        transfer::{
+            path::PathInfo,
+            schedule::Policy,
+            session::{Limits, Read, Side, Transmit, transmit::CREDIT_DELAY},
+        },
     };
 
     const PATH: PathId = PathId(1);
@@ -103,6 +107,34 @@ mod tests {
         write(&mut near, start);
         near.handle_timeout(near.poll_timeout().expect("a probe timeout"));
         assert_eq!(near.path_status()[0].state, PathState::Suspect);
+    }
+
+    #[test]
+    fn credit_is_owed_for_a_while_so_that_what_many_flows_owe_is_told_at_once() {
+        let start = Instant::now();
+        let (mut near, mut far) = ends(start);
+        for _ in 0..2 {
+            let flow = near.open().expect("a flow");
+            near.write(flow, &vec![7; Limits::default().initial_window as usize / 2]).expect("an open flow");
+        }
+        let mut now = start;
+        while near.counters().delivered_bytes < Limits::default().initial_window {
+            now += RTT / 2;
+            for Transmit { datagram, .. } in drain(&mut near, now) {
+                far.handle_datagram(now, PATH, datagram).expect("a datagram of the other end");
+            }
+            for Transmit { datagram, .. } in drain(&mut far, now + RTT) {
+                near.handle_datagram(now + RTT, PATH, datagram).expect("an acknowledgement");
+            }
+            now += RTT;
+        }
+        for flow in [FlowId(1), FlowId(2)] {
+            while let Read::Bytes(_) = far.read(flow, usize::MAX) {}
+        }
+        assert!(drain(&mut far, now).is_empty());
+        let told_at = far.poll_timeout().expect("a time to tell of credit");
+        assert!(told_at <= now + CREDIT_DELAY);
+        assert_eq!(drain(&mut far, told_at).len(), 1);
     }
 
     const LISTEN_AT_MOST: Duration = Duration::from_millis(20);

@@ -33,8 +33,9 @@ impl Session {
     }
 
     /// Writes what is owed into the control flow, as late as possible, so that it is said once.
-    pub(super) fn put_control_together(&mut self) {
-        if self.credit_owed.is_empty()
+    pub(super) fn put_control_together(&mut self, now: Instant) {
+        let tells_credit = self.credit_due.is_some_and(|due| due <= now) || self.credit_owed.len() >= CREDITS_AT_ONCE;
+        if !tells_credit
             && self.aborts_owed.is_empty()
             && self.leaves_owed.is_empty()
             && self.fulls_owed.is_empty()
@@ -44,11 +45,10 @@ impl Session {
         {
             return;
         }
-        let control = &self.flows[&FlowId::CONTROL].send;
-        if control.unsent() > CONTROL_AHEAD || control.retained() > CONTROL_WINDOW - 2 * CONTROL_AHEAD {
+        if !self.control_takes_more() {
             return;
         }
-        let has_room = control.retained() < CONTROL_WINDOW / 2;
+        let has_room = self.flows[&FlowId::CONTROL].send.retained() < CONTROL_WINDOW / 2;
         let mut bytes = Vec::new();
         while bytes.len() < CONTROL_AHEAD as usize
             && let Some((path, why)) = self.leaves_owed.pop_first()
@@ -68,7 +68,8 @@ impl Session {
         {
             Message::Abort { flow, code }.encode(&mut bytes);
         }
-        while bytes.len() < CONTROL_AHEAD as usize
+        while tells_credit
+            && bytes.len() < CONTROL_AHEAD as usize
             && let Some(id) = self.credit_owed.pop_first()
         {
             if let Some(flow) = self.flows.get_mut(&id)
@@ -76,6 +77,9 @@ impl Session {
             {
                 Message::Credit { flow: id, limit: flow.receive.limit() }.encode(&mut bytes);
             }
+        }
+        if self.credit_owed.is_empty() {
+            self.credit_due = None;
         }
         if has_room && let Some(lines) = self.roster_owed.take() {
             Message::Roster { lines }.encode(&mut bytes);
@@ -86,6 +90,16 @@ impl Session {
         let control = self.flows.get_mut(&FlowId::CONTROL).expect("flow 0 is always there");
         control.send.write(&bytes);
         self.enqueue(FlowId::CONTROL);
+    }
+
+    fn control_takes_more(&self) -> bool {
+        let control = &self.flows[&FlowId::CONTROL].send;
+        control.unsent() <= CONTROL_AHEAD && control.retained() <= CONTROL_WINDOW - 2 * CONTROL_AHEAD
+    }
+
+    /// When credit is told at the latest, if the control flow takes it.
+    pub(super) fn credit_told_at(&self) -> Option<Instant> {
+        self.credit_due.filter(|_| self.control_takes_more())
     }
 
     pub(super) fn transmit_ack(&mut self, now: Instant) -> Option<Transmit> {
@@ -119,6 +133,7 @@ impl Session {
 
     pub(super) fn transmit_chunks(&mut self, now: Instant) -> Option<Transmit> {
         self.look_at_paths(now);
+        self.call_writers(now);
         let classes = [Class::Control, Class::Interactive, Class::Bulk];
         for class in classes {
             let sent = if self.parcels_are_first(now, class) {
@@ -180,6 +195,9 @@ impl Session {
         if self.waiting.get(&class).is_none_or(VecDeque::is_empty) {
             return None;
         }
+        if class == Class::Bulk && self.writers_wait_in_line() {
+            return Some(Pending::Endless);
+        }
         let unsent_limit = self.unsent_limit;
         let mut bytes = 0;
         let waiting = self.waiting.range(..=class).flat_map(|(_, flows)| flows);
@@ -202,9 +220,8 @@ impl Session {
             path.put_ack(now, self.epoch, &mut writer);
         }
         let mut pieces = Pieces::default();
-        let intake = self.intake();
         while pieces.is_empty() || writer.remaining() > WORTHWHILE_ROOM {
-            let Some(flow_id) = self.waiting.get_mut(&class).and_then(VecDeque::pop_front) else { break };
+            let Some(flow_id) = self.next_in_turn(now, id, class) else { break };
             let Some(flow) = self.flows.get_mut(&flow_id) else { continue };
             flow.queued = None;
             let mut keeps_turn = false;
@@ -216,14 +233,11 @@ impl Session {
                 writer
                     .put_chunk(flow_id, piece.offset, piece.fin, piece.len as usize, length_given, |out| flow.send.copy_into(&piece, out));
                 flow.on_sent(now, u64::from(piece.len));
-                keeps_turn = class == Class::Bulk && flow.keeps_turn(u64::from(piece.len), self.turn_max);
+                keeps_turn = class == Class::Bulk && flow.keeps_turn(now, id, u64::from(piece.len), self.turn_max);
                 pieces.push(piece);
-                if flow.is_writer_due(intake) {
-                    flow.writer_waits = false;
-                    self.events.push_back(Event::Writable(flow_id));
-                }
+                self.offer_room(flow_id);
             }
-            if keeps_turn {
+            if keeps_turn && let Some(flow) = self.flows.get_mut(&flow_id) {
                 flow.queued = Some(class);
                 self.waiting.entry(class).or_default().push_front(flow_id);
             } else {
@@ -237,6 +251,16 @@ impl Session {
             return None;
         }
         Some((self.send_tracked(now, id, writer, pieces.clone()), pieces))
+    }
+
+    /// Takes the next flow of `class` for path `path` from those that wait. One whose turn another path carries is left to that path as long as
+    /// there are others, so that what the other end reads at once is in order.
+    fn next_in_turn(&mut self, now: Instant, path: PathId, class: Class) -> Option<FlowId> {
+        let Self { waiting, flows, paths, .. } = self;
+        let waiting = waiting.get_mut(&class)?;
+        let is_free = |id: &FlowId| flows.get(id).is_none_or(|flow| !flow.is_in_turn_elsewhere(now, path));
+        let place = waiting.iter().take(paths.len()).position(is_free).unwrap_or(0);
+        waiting.remove(place)
     }
 
     /// Sends what is late on another path on idle path `id`, where it arrives after `arrival`.
@@ -341,6 +365,11 @@ impl Session {
 
 /// Control bytes written ahead of what has been sent: little, so that what is owed is put together late.
 const CONTROL_AHEAD: u64 = 4 << 10;
+
+/// How long credit is owed before it is told, unless that of so many flows is: with many flows at once the messages share a datagram and the
+/// processor time that one costs. Short beside what the window of a flow lasts, of which a quarter is told at once.
+pub(super) const CREDIT_DELAY: Duration = Duration::from_millis(1);
+const CREDITS_AT_ONCE: usize = 32;
 
 /// What a datagram takes of its carrier's room besides its own bytes, at least: a handle on it.
 const CARRIER_OVERHEAD_BYTES: usize = 32;
