@@ -15,7 +15,7 @@ pub(super) enum Drain {
 }
 
 /// How far the capacity follows the delivery rate within the span over which that is measured.
-const CAPACITY_WEIGHT: f64 = 0.7;
+const CAPACITY_WEIGHT: f64 = 1.5;
 
 /// Slow start ends at a queue of an eighth of the round trip within these bounds (RFC 9406 §4.3).
 const SLOW_START_QUEUE: (f64, f64) = (0.004, 0.016);

@@ -2,9 +2,9 @@
 //!
 //! A sender that keeps the queue short is left with nothing beside one that fills it, as TCP Cubic and BBR do. While such a one is there,
 //! the window follows CUBIC (RFC 9438), so that both get about half. As Copa (NSDI 2018) does with its mode switching, this is left again as
-//! soon as the queue shows that nobody else keeps it: now and then the pace is halved for as long as the queue would take to
-//! run empty if it were ours alone. If it runs empty, we are alone; if it is left at the same length time after time, it is no queue: the way
-//! has become longer.
+//! soon as the queue shows that nobody else keeps it: now and then the pace is halved for a moment, and what is sent meanwhile meets a queue that
+//! is shorter by our share of the line. If all of it was ours, the pace is halved until the queue would be empty: if it runs empty, we are alone.
+//! If it is left at the same length time after time, it is no queue: the way has become longer.
 
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub(super) struct Competition {
     /// The least queue of the last check, and how many before found the same.
     floor: Option<f64>,
     same_floors: u32,
+    /// Whether the last check may have found nobody else, had it been longer.
+    looks_alone: bool,
 }
 
 /// The pace is halved to see whose queue it is.
@@ -49,11 +51,15 @@ struct Check {
     /// The round trip and the queue then, seconds.
     rtt: f64,
     queue: f64,
+    /// Until when the pace is halved, and whether it still is. What was sent until then has yet to arrive.
     until: Instant,
-    /// The least queue meanwhile, seconds.
+    holds_back: bool,
+    /// The least queue that what was sent meanwhile met, seconds.
     least: f64,
     /// Whether it began because the queue fell.
     is_at_fall: bool,
+    /// The part of our pace at which to send.
+    gain: f64,
 }
 
 /// What a check found.
@@ -103,7 +109,7 @@ const EMPTIED: f64 = 0.25;
 const FALLEN: f64 = 0.75;
 
 /// The share of the line that is kept to, whoever came first and however slowly CUBIC converges; and the most by which one check changes the window.
-const SHARE: (f64, f64) = (0.6, 0.7);
+const SHARE: (f64, f64) = (0.5, 0.6);
 const SHARE_STEP: f64 = 2.0;
 
 /// Who loses this part has more in flight than the queue has room for, whatever the others have.
@@ -112,6 +118,17 @@ const HEAVY_LOSS: f64 = 0.1;
 /// The decrease while our share is less: packets that leave in bursts meet a full queue more often than those of a TCP that its
 /// acknowledgements clock.
 const DECREASE_BELOW_SHARE: f64 = 0.9;
+
+/// A check of a deep queue holds back for so long: what it does is seen only when the queue has passed. After one that saw more than this share of
+/// the line, when the queue falls, and every so many times one goes on, at less, until a queue of ours alone would be empty: two paths that
+/// compete with each other alone see the queue fall, each by the other's check, and empty it together.
+const SHORT_CHECK: Duration = Duration::from_millis(250);
+const ALONE: f64 = 0.8;
+const THOROUGH_EVERY: u32 = 4;
+const THOROUGH_GAIN: f64 = 0.25;
+
+/// How much longer the pace is held back than a queue of ours alone takes to run empty.
+const EMPTYING_MARGIN: f64 = 1.25;
 
 /// The time between checks: the first comes soon, later ones cost a competitor's patience and a part of our share.
 const CHECK_EVERY: (Duration, Duration) = (Duration::from_millis(700), Duration::from_secs(2));
@@ -140,6 +157,7 @@ impl Competition {
             checks: 0,
             floor: None,
             same_floors: 0,
+            looks_alone: false,
         }
     }
 
@@ -148,9 +166,14 @@ impl Competition {
         self.window
     }
 
-    /// The multiple of the delivery rate at which to send.
+    /// The part of our pace at which to send while it is checked.
     pub(super) fn gain(&self) -> Option<f64> {
-        self.check.map(|_| CHECK_GAIN)
+        self.check.filter(|check| check.holds_back).map(|check| check.gain)
+    }
+
+    /// Whether what is acknowledged may have been sent at less than our share.
+    pub(super) fn is_checking(&self) -> bool {
+        self.check.is_some()
     }
 
     /// Works an acknowledgement in.
@@ -160,14 +183,14 @@ impl Competition {
         self.longest_queue = signs.queue.max(self.longest_queue * LONGEST_QUEUE_KEPT);
         let is_new = |sent_at: Instant| self.reduced_at.is_none_or(|at| sent_at >= at);
         let is_loss = sample.lost_bytes > 0 && sample.largest_sent.is_some_and(|(sent_at, _)| is_new(sent_at));
-        if is_loss && signs.queue >= LOSS_AT_QUEUE * self.longest_queue {
+        if is_loss && (signs.queue >= LOSS_AT_QUEUE * self.longest_queue || self.loses_heavily()) {
             self.reduce(now);
         } else if is_app_limited {
             self.grows_since = None;
         } else if self.check.is_none() {
             self.grow(now, sample);
         }
-        self.check(now, sample.smoothed_rtt, signs)
+        self.check(now, sample, signs)
     }
 
     fn reduce(&mut self, now: Instant) {
@@ -193,22 +216,27 @@ impl Competition {
         self.window = self.window.max(self.reno_window);
     }
 
-    fn check(&mut self, now: Instant, rtt: Duration, signs: QueueSigns) -> Option<Finding> {
+    fn check(&mut self, now: Instant, sample: &AckSample, signs: QueueSigns) -> Option<Finding> {
         let Some(check) = &mut self.check else {
             self.peak = self.peak.max(signs.queue);
             let is_at_fall = signs.queue < FALLEN * self.peak && now >= self.check_at_fall;
             if now >= self.check_at || is_at_fall {
-                // At half the pace a queue of ours alone takes twice its time to run empty, seen a round trip later.
-                let until = now + rtt + rtt.max(duration(2.5 * signs.queue)) + Duration::from_millis(20);
-                self.check = Some(Check { began: now, rtt: rtt.as_secs_f64(), until, queue: signs.queue, least: signs.queue, is_at_fall });
+                self.begin_check(now, sample.smoothed_rtt, signs.queue, is_at_fall);
             }
             return None;
         };
-        check.least = check.least.min(signs.queue);
+        check.holds_back = now < check.until;
+        let sent_at = sample.largest_sent.map_or(check.began, |(sent_at, _)| sent_at);
+        if sent_at >= check.began {
+            check.least = check.least.min(signs.queue);
+        } else {
+            check.queue = signs.queue;
+            check.least = signs.queue;
+        }
         if signs.queue <= signs.none {
             return Some(Finding::Alone);
         }
-        if now < check.until {
+        if sent_at < check.until {
             return None;
         }
         let check = *check;
@@ -225,6 +253,7 @@ impl Competition {
         } else {
             self.check_at = now + (CHECK_EVERY.0 * self.checks).min(CHECK_EVERY.1);
         }
+        self.check_at = if self.looks_alone { now } else { self.check_at };
         self.check_at_fall = now + CHECK_EVERY.0;
         self.peak = 0.0;
         self.same_floors = if self.floor.is_some_and(|floor| (floor - least).abs() <= signs.same) { self.same_floors + 1 } else { 0 };
@@ -232,12 +261,30 @@ impl Competition {
         (signs.has_whole_line && self.same_floors >= SAME_FLOORS).then_some(Finding::LongerWay)
     }
 
+    fn loses_heavily(&self) -> bool {
+        self.lost_bytes as f64 > HEAVY_LOSS * (self.acked_bytes + self.lost_bytes) as f64
+    }
+
+    fn begin_check(&mut self, now: Instant, rtt: Duration, queue: f64, is_at_fall: bool) {
+        let is_thorough = self.looks_alone || is_at_fall || self.checks % THOROUGH_EVERY == THOROUGH_EVERY - 1;
+        let to_empty = |gain: f64| rtt.max(duration(EMPTYING_MARGIN * queue / (1.0 - gain))) + Duration::from_millis(20);
+        let (gain, time) = match to_empty(CHECK_GAIN) {
+            time if time <= SHORT_CHECK => (CHECK_GAIN, time),
+            _ if is_thorough => (THOROUGH_GAIN, to_empty(THOROUGH_GAIN)),
+            _ => (CHECK_GAIN, SHORT_CHECK),
+        };
+        self.check =
+            Some(Check { began: now, rtt: rtt.as_secs_f64(), queue, until: now + time, holds_back: true, least: queue, is_at_fall, gain });
+    }
+
     /// Follows what a check says of our share of the line: half of what we have in flight was away, and the queue that much shorter. If the
     /// other made room as well, which losses tell, our share is less than that.
     fn keep_to_share(&mut self, check: &Check) {
-        let most = (check.queue - check.least) / ((1.0 - CHECK_GAIN) * check.rtt);
+        let held_back = check.rtt.min((check.until - check.began).as_secs_f64());
+        let most = (check.queue - check.least) / ((1.0 - check.gain) * held_back);
+        self.looks_alone = most > ALONE && !self.looks_alone;
         let is_exact = !check.is_at_fall && self.reduced_at.is_none_or(|at| at < check.began);
-        let loses = self.lost_bytes as f64 > HEAVY_LOSS * (self.acked_bytes + self.lost_bytes) as f64;
+        let loses = self.loses_heavily();
         (self.acked_bytes, self.lost_bytes) = (0, 0);
         if most < SHARE.0 && !loses {
             self.window *= (SHARE.0 / most.max(0.01)).min(SHARE_STEP);

@@ -121,6 +121,8 @@ enum Phase {
 #[derive(Debug, Default)]
 struct Round {
     began: Option<Instant>,
+    /// The line's rate when it began, bytes per second.
+    capacity: f64,
     /// At its end, bytes.
     in_flight: f64,
     acked_bytes: u64,
@@ -277,6 +279,10 @@ impl Congestion {
     fn end_round(&mut self, now: Instant) {
         let round = std::mem::take(&mut self.round);
         self.round.began = Some(now);
+        self.round.capacity = self.capacity;
+        if let Some(patience) = &mut self.patience {
+            patience.end_round();
+        }
         match self.phase {
             Phase::Steady if !round.is_app_limited => self.rounds.full += 1,
             _ => self.rounds.free += 1,

@@ -18,6 +18,25 @@ pub(super) struct Patience {
     /// By how much the queue should have shrunk since, seconds; and up to when that was counted.
     owed: f64,
     counted: Instant,
+    /// The same at the ends of the last two rounds.
+    before: [(Instant, f64); 2],
+}
+
+impl Patience {
+    fn new(now: Instant, queue: f64) -> Self {
+        Self { queue, owed: 0.0, counted: now, before: [(now, 0.0); 2] }
+    }
+
+    pub(super) fn end_round(&mut self) {
+        self.before = [self.before[1], (self.counted, self.owed)];
+    }
+
+    /// What was owed at `then`, a round trip ago: what came of it is seen now.
+    fn owed_at(&self, then: Instant) -> f64 {
+        let [(from, less), (to, more)] = self.before;
+        let part = then.saturating_duration_since(from).as_secs_f64() / (to - from).as_secs_f64().max(1e-6);
+        less + (more - less) * part.min(1.0)
+    }
 }
 
 /// The least queue of a round.
@@ -36,8 +55,11 @@ pub(super) struct Floor {
 const FOREIGN_TARGETS: f64 = 3.0;
 const FOREIGN_QUEUE: f64 = 0.015;
 
-/// A queue of more targets than this is to shrink, and has if only this part of it is left.
+/// A queue of more targets than this is to shrink, and has if only this part of it is left. Who has less than a part of the line waits for
+/// less: since the target grows as that falls, a queue that grows no faster would never be too long.
 const PATIENCE_TARGETS: f64 = 1.25;
+const PATIENCE_TARGETS_OF_LESS: f64 = 1.05;
+const LESS_OF_LINE: f64 = 0.4;
 const PATIENCE_SHRUNK: f64 = 0.7;
 
 /// A queue whose least of each round moves by so much more than our own packets in flight do is moved by somebody else. In seconds, in round
@@ -68,7 +90,7 @@ impl Congestion {
             return;
         }
         if queue < 2.0 * target && !self.round.is_app_limited {
-            self.undisturbed.push(now, self.capacity);
+            self.undisturbed.push(now, self.capacity.min(self.round.capacity));
         }
         if self.gain() > 0.95 || queue < 2.0 * target {
             self.braking = None;
@@ -92,20 +114,22 @@ impl Congestion {
     /// Whether a queue a little above the target has stayed although the pace should have emptied it by now, while the line gives less
     /// than before: somebody fills up what we leave, and would have it all in the end.
     fn is_outlasted(&mut self, now: Instant, queue: f64, target: f64) -> bool {
-        if queue < PATIENCE_TARGETS * target || self.capacity >= WHOLE_LINE * self.line_rate(now) {
+        let part = self.capacity / self.line_rate(now);
+        let targets = if part < LESS_OF_LINE { PATIENCE_TARGETS_OF_LESS } else { PATIENCE_TARGETS };
+        if queue < targets * target || part >= WHOLE_LINE {
             self.patience = None;
             return false;
         }
-        let (gain, rtt) = (self.gain(), self.smoothed_rtt.as_secs_f64());
-        let begun = Patience { queue, owed: 0.0, counted: now };
+        let gain = self.gain();
+        let begun = Patience::new(now, queue);
         let patience = self.patience.get_or_insert(begun);
         if queue < PATIENCE_SHRUNK * patience.queue {
             *patience = begun;
         }
         patience.owed += (1.0 - gain) * now.saturating_duration_since(patience.counted).as_secs_f64();
         patience.counted = now;
-        // What the last round trip's pace does is not seen yet.
-        let is_outlasted = patience.owed > patience.queue.max(FOREIGN_QUEUE) + (1.0 - gain) * rtt;
+        let is_outlasted =
+            now.checked_sub(self.smoothed_rtt).is_some_and(|then| patience.owed_at(then) > patience.queue.max(FOREIGN_QUEUE));
         if is_outlasted {
             self.patience = None;
         }
@@ -158,7 +182,7 @@ impl Congestion {
     pub(super) fn compete(&mut self, now: Instant, rate: Option<Rate>, sample: &AckSample) {
         let span = self.rate_span();
         let Some(competition) = &mut self.competition else { return };
-        if let Some(rate) = rate.filter(|_| competition.gain().is_none()) {
+        if let Some(rate) = rate.filter(|_| !competition.is_checking()) {
             let weight = weight(rate, sample.acked_bytes, span);
             self.capacity += (rate.of_busy_line(self.capacity) - self.capacity) * weight;
         }

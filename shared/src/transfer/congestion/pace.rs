@@ -8,13 +8,16 @@ use super::{
     competition::Competition,
 };
 
-/// The queue aimed at: enough to bridge the jitter of timers on both ends, or two packets of a line so slow that they take longer, in seconds.
+/// The queue aimed at, at [`TARGET_RATE`]: enough to bridge the jitter of timers on both ends. At least two packets of a line so slow that they
+/// take longer. In seconds.
 pub(super) const TARGET_QUEUE: f64 = 0.004;
 const TARGET_PACKETS: f64 = 2.0;
 
-/// The multiple of the delay's jitter that is added, and the most: what a radio link's scheduler makes of an empty queue.
+/// The multiple of the delay's jitter that is added, and the most: what a radio link's scheduler makes of an empty queue. Not of the jitter
+/// that senders' timers and packets between packets make: of two paths on a line the faster has more of it, would aim at more and keep it.
 const JITTER_ALLOWANCE: f64 = 6.0;
 const JITTER_QUEUE: f64 = 0.020;
+const TIMER_TICK: f64 = 0.001;
 
 /// The queue that the window allows above the line's own delay.
 const WINDOW_QUEUE: f64 = 0.025;
@@ -29,13 +32,22 @@ const EMPTY_GAINS: [f64; 6] = [1.05, 1.05, 1.1, 1.1, 1.25, 1.25];
 /// the ratio within these factors: of two paths on a line the one with more gives way until both have the same.
 const TARGET_RATE: f64 = 12e6 / 8.0;
 /// What is added of the least round trip: over a long one the pace corrects itself more slowly.
-const TARGET_ROUND_TRIPS: f64 = 0.05;
+const TARGET_ROUND_TRIPS: f64 = 0.06;
 const TARGET_EXPONENT: f64 = 0.5;
-const TARGET_FACTOR: (f64, f64) = (0.5, 4.0);
+const TARGET_FACTOR: (f64, f64) = (0.2, 8.0);
 
-/// What it is at most, packets and jitter aside: in seconds, or as a part of the round trip if that is more.
-const TARGET_MAX: f64 = 0.016;
-const TARGET_MAX_ROUND_TRIPS: f64 = 0.125;
+/// What it comes near to, packets and jitter aside: in seconds, or as a part of the round trip if that is more. Paths that aimed at the
+/// very same would not become equal.
+const TARGET_MAX: f64 = 0.020;
+const TARGET_MAX_ROUND_TRIPS: f64 = 0.17;
+
+/// The time in which the pace is to correct the queue, in round trips and seconds. What it does is seen a round trip and some acknowledgements
+/// later: in much less it would swing.
+const CORRECTION_ROUND_TRIPS: f64 = 1.5;
+const CORRECTION_TIME: f64 = 0.020;
+
+/// The delivery rate of half a round trip says as much as that of a whole one if it is so long.
+const RATE_SPAN: Duration = Duration::from_millis(40);
 
 /// The pace of a path that competes, as a multiple of its window per round trip (RFC 9002 §7.7).
 const COMPETING_PACE: f64 = 1.25;
@@ -66,12 +78,18 @@ impl Congestion {
         let factor = (TARGET_RATE / capacity).powf(TARGET_EXPONENT).clamp(TARGET_FACTOR.0, TARGET_FACTOR.1);
         let rtt = self.min_rtt().as_secs_f64();
         let queue = (TARGET_QUEUE + TARGET_ROUND_TRIPS * rtt) * factor;
-        queue.min(TARGET_MAX.max(TARGET_MAX_ROUND_TRIPS * rtt)).max(packets) + (JITTER_ALLOWANCE * self.delay.jitter()).min(JITTER_QUEUE)
+        let most = TARGET_MAX.max(TARGET_MAX_ROUND_TRIPS * rtt);
+        let bounded = queue * most / queue.hypot(most);
+        let own_jitter = (TIMER_TICK + PACKET_BYTES / capacity) / 3.0;
+        let jitter = (self.delay.jitter() - own_jitter).max(0.0);
+        bounded.max(packets) + (JITTER_ALLOWANCE * jitter).min(JITTER_QUEUE)
     }
 
-    /// The time over which the delivery rate is measured: a round trip, though not with all of a deep queue in it.
+    /// The time over which the delivery rate is measured: half a round trip or a whole short one, though not with all of a deep queue in it. In
+    /// slow start a whole one: what is left of somebody's burst allowance would pass for the line's rate.
     pub(super) fn rate_span(&self) -> Duration {
-        self.smoothed_rtt.min(self.min_rtt() * 2)
+        let round_trip = self.smoothed_rtt.min(self.min_rtt() * 2);
+        if self.phase == Phase::SlowStart { round_trip } else { round_trip.min(RATE_SPAN.max(round_trip / 2)) }
     }
 
     /// The pace in bytes per second.
@@ -81,8 +99,8 @@ impl Congestion {
             Phase::Steady => self.capacity * self.gain() / (1.0 - self.loss),
             Phase::Competing => {
                 let Some(competition) = &self.competition else { return self.capacity };
-                let by_window = COMPETING_PACE * competition.window() / self.smoothed_rtt.as_secs_f64().max(1e-3);
-                competition.gain().map_or(by_window, |gain| gain * self.capacity)
+                let by_window = competition.window() / self.smoothed_rtt.as_secs_f64().max(1e-3);
+                competition.gain().unwrap_or(COMPETING_PACE) * by_window
             }
         }
     }
@@ -93,7 +111,7 @@ impl Congestion {
         }
         let is_passing = matches!(self.drain, Drain::Passing(_));
         let queue = self.delay.recent();
-        let time_constant = 3.0 * self.smoothed_rtt.as_secs_f64() + 0.020;
+        let time_constant = CORRECTION_ROUND_TRIPS * self.smoothed_rtt.as_secs_f64() + CORRECTION_TIME;
         let gain = 1.0 + (self.target() - queue) / time_constant;
         let highest = if self.cautious_until.is_some() || is_passing { 1.0 } else { GAIN.1 };
         let probing = if self.cautious_until.is_none() && self.empty_rounds > 0 {

@@ -199,10 +199,11 @@ impl Line {
                 Kind::Path(congestion) => match congestion.may_send(now, PACKET_BYTES as u64, (in_flight * PACKET_BYTES) as u64) {
                     Ok(()) => congestion.on_sent(now, PACKET_BYTES as u64),
                     Err(Some(at)) => {
-                        // Timers tick in milliseconds.
-                        let at = at.duration_since(self.start).as_secs_f64();
+                        // Timers tick in milliseconds, on each host out of step with the others'.
+                        let out_of_step = place as f64 * 0.618;
+                        let ticks = (at.duration_since(self.start).as_secs_f64() * 1e3 - out_of_step).ceil();
                         if !std::mem::replace(&mut sender.will_wake, true) {
-                            self.schedule(((at * 1e3).ceil() / 1e3).max(self.now + 1e-4), Event::Wake(place));
+                            self.schedule(((ticks + out_of_step) / 1e3).max(self.now + 1e-4), Event::Wake(place));
                         }
                         return;
                     }
