@@ -65,6 +65,29 @@ async fn a_dropped_stream_resets_the_other_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_had_come_before_a_reset_can_still_be_read() {
+    let ends = Ends::connect(2).await;
+    let mut near = ends.proxy.open().expect("room for a flow");
+    near.write_all(b"?").await.expect("the flow is open");
+    let mut far = within(ends.reconst.accept()).await.expect("the session is open");
+    let sent = sample(50_000);
+    within(far.write_all(&sent)).await.expect("the flow is open");
+    let watch = far.watch();
+    within(async {
+        while watch.undelivered() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    drop(far);
+    within(async { while near.write_all(b"?").await.is_ok() {} }).await;
+    let mut came = Vec::new();
+    let error = within(near.read_to_end(&mut came)).await.expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(came == sent, "{} of {}", came.len(), sent.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_session_aborts_its_flows_and_takes_no_more() {
     let ends = Ends::connect(1).await;
     let mut near = ends.proxy.open().expect("room for a flow");

@@ -134,6 +134,12 @@ impl Meter for FlowMeter {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn on_lost(&mut self, bytes: u64) {
+        if bytes > 0 {
+            self.spending.give_back_undelivered(self.way, bytes);
+        }
+    }
+
     fn piece_bytes(&self) -> usize {
         self.piece_bytes
     }

@@ -17,6 +17,7 @@ pub mod path_socket;
 pub mod pinned;
 pub mod pipe;
 pub mod renew;
+mod send_queue;
 pub mod session;
 pub mod stream;
 pub mod tls;

@@ -12,6 +12,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::send_queue;
+
 /// The bytes that a [`pipe`] carried.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Carried {
@@ -24,8 +26,8 @@ pub struct Carried {
 /// Carries bytes between an accepted or dialled `socket` and `stream` until both directions have ended.
 ///
 /// A half-close of either goes through to the other and leaves the other direction running. An abort of either (a reset, or an
-/// error in writing) aborts the other: the socket with an RST (`SO_LINGER` 0), the stream by being dropped. Dropping the
-/// future aborts both.
+/// error in writing) aborts the other: the socket with an RST (`SO_LINGER` 0), the stream by being dropped. What was written into the
+/// socket goes out before the RST, as long as its peer takes it. Dropping the future aborts both at once.
 ///
 /// # Errors
 /// The error that aborted it; what was carried until then is lost count of.
@@ -47,12 +49,23 @@ where
 {
     let mut socket = ResetUnlessComplete { socket, is_complete: false };
     let (mut stream_read, mut stream_write) = tokio::io::split(stream);
+    // Both last as long as either direction, so that they tell an end from an abort, and end before the stream.
+    let (mut up, mut down) = (up, down);
     let (mut socket_read, mut socket_write) = socket.socket.split();
-    // The meters of both last as long as either, so that they tell an end from an abort.
-    let ((up, _up_meter), (down, _down_meter)) =
-        tokio::try_join!(Carry::new(&mut socket_read, &mut stream_write, up), Carry::new(&mut stream_read, &mut socket_write, down))?;
-    socket.is_complete = true;
-    Ok(Carried { up, down })
+    let carried = tokio::try_join!(
+        Carry::new(&mut socket_read, &mut stream_write, &mut up),
+        Carry::new(&mut stream_read, &mut socket_write, &mut down)
+    );
+    match carried {
+        Ok((up, down)) => {
+            socket.is_complete = true;
+            Ok(Carried { up, down })
+        }
+        Err(error) => {
+            down.on_lost(send_queue::drained(&socket.socket).await);
+            Err(error)
+        }
+    }
 }
 
 /// Says how many bytes may move in one direction, and when.
@@ -69,6 +82,9 @@ pub trait Meter: Unpin {
     /// All bytes have moved that there are.
     fn on_end(&mut self);
 
+    /// So many of those that have moved into the socket never get to its peer.
+    fn on_lost(&mut self, bytes: u64);
+
     /// How many bytes it makes sense to have ready: what is read has to be kept until it may move.
     fn piece_bytes(&self) -> usize;
 }
@@ -84,6 +100,8 @@ impl Meter for Unmetered {
     fn on_moved(&mut self, _bytes: usize) {}
 
     fn on_end(&mut self) {}
+
+    fn on_lost(&mut self, _bytes: u64) {}
 
     fn piece_bytes(&self) -> usize {
         SCRATCH_BYTES
@@ -111,8 +129,7 @@ impl Drop for ResetUnlessComplete {
 struct Carry<'a, R, W, M> {
     from: &'a mut R,
     to: &'a mut W,
-    /// Given back at the end.
-    meter: Option<M>,
+    meter: &'a mut M,
     /// Read and not yet written, from `written` on.
     leftover: Vec<u8>,
     written: usize,
@@ -121,21 +138,17 @@ struct Carry<'a, R, W, M> {
 }
 
 impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Meter> Carry<'a, R, W, M> {
-    fn new(from: &'a mut R, to: &'a mut W, meter: M) -> Self {
-        Self { from, to, meter: Some(meter), leftover: Vec::new(), written: 0, carried: 0, has_ended: false }
-    }
-
-    fn meter(&mut self) -> &mut M {
-        self.meter.as_mut().expect("a future that is over is not polled")
+    fn new(from: &'a mut R, to: &'a mut W, meter: &'a mut M) -> Self {
+        Self { from, to, meter, leftover: Vec::new(), written: 0, carried: 0, has_ended: false }
     }
 
     fn poll_leftover(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.leftover.len() {
             let wanted = self.leftover.len() - self.written;
-            let granted = ready!(self.meter().poll_grant(context, wanted))?;
+            let granted = ready!(self.meter.poll_grant(context, wanted))?;
             let bytes = &self.leftover[self.written..self.written + granted];
             let written = not_none(ready!(Pin::new(&mut *self.to).poll_write(context, bytes))?)?;
-            self.meter().on_moved(written);
+            self.meter.on_moved(written);
             self.written += written;
         }
         self.leftover = Vec::new();
@@ -150,11 +163,11 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Meter> Carry<'a, R, W, 
         let bytes = buffer.filled();
         let mut written = 0;
         while written < bytes.len() {
-            let Poll::Ready(granted) = self.meter().poll_grant(context, bytes.len() - written) else { break };
+            let Poll::Ready(granted) = self.meter.poll_grant(context, bytes.len() - written) else { break };
             match Pin::new(&mut *self.to).poll_write(context, &bytes[written..written + granted?]) {
                 Poll::Ready(result) => {
                     let moved = not_none(result?)?;
-                    self.meter().on_moved(moved);
+                    self.meter.on_moved(moved);
                     written += moved;
                 }
                 Poll::Pending => break,
@@ -166,21 +179,21 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Meter> Carry<'a, R, W, 
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Meter> Future for Carry<'_, R, W, M> {
-    type Output = io::Result<(u64, Option<M>)>;
+    type Output = io::Result<u64>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             ready!(self.poll_leftover(context))?;
             if self.has_ended {
                 ready!(Pin::new(&mut *self.to).poll_shutdown(context))?;
-                self.meter().on_end();
-                return Poll::Ready(Ok((self.carried, self.meter.take())));
+                self.meter.on_end();
+                return Poll::Ready(Ok(self.carried));
             }
             // What is not read yet is kept by the socket, and holds back its sender.
             ready!(Pin::new(&mut *self.to).poll_flush(context))?;
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 scratch.resize(SCRATCH_BYTES, 0);
-                let piece_bytes = self.meter().piece_bytes().clamp(1, SCRATCH_BYTES);
+                let piece_bytes = self.meter.piece_bytes().clamp(1, SCRATCH_BYTES);
                 self.poll_once(context, &mut scratch[..piece_bytes])
             });
             let len = ready!(read)?;

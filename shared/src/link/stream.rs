@@ -17,8 +17,9 @@ use crate::{
 /// One flow, in order and complete, whatever lines its chunks take.
 ///
 /// `poll_shutdown` half-closes; end of file is the other end's half-close; [`io::ErrorKind::ConnectionReset`] is the other
-/// end's abort. `poll_flush` waits until there is room to write again, so that whoever passes bytes on need not take them from elsewhere before
-/// (an abort ends the wait, and the next write tells of it). Dropping a stream that has not been shut down and read to its end aborts the flow.
+/// end's abort, behind what had come until then. `poll_flush` waits until there is room to write again, so that whoever passes bytes on need not
+/// take them from elsewhere before (an abort ends the wait, and the next write tells of it).
+/// Dropping a stream that has not been shut down and read to its end aborts the flow.
 pub struct FlowStream {
     session: SessionHandle,
     id: FlowId,
@@ -70,12 +71,12 @@ impl AsyncRead for FlowStream {
             while buffer.remaining() > 0 {
                 match state.core.read(id, buffer.remaining()) {
                     Read::Bytes(bytes) => buffer.put_slice(&bytes),
-                    Read::Aborted(code) => return Poll::Ready(Err(aborted(code))),
+                    Read::Aborted(code) if buffer.filled().len() == before => return Poll::Ready(Err(aborted(code))),
                     Read::Blocked if buffer.filled().len() == before => {
                         state.wait_to_read(id, context);
                         return Poll::Pending;
                     }
-                    Read::Blocked | Read::End => break,
+                    Read::Blocked | Read::End | Read::Aborted(_) => break,
                 }
             }
             Poll::Ready(Ok(()))

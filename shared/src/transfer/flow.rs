@@ -144,7 +144,7 @@ impl Flow {
         self.aborted = Some(code);
         self.lost_bytes += self.send.retained();
         self.send.clear();
-        self.receive.clear();
+        self.receive.give_up_holes();
         self.owes_credit = false;
         self.writer_waits = false;
     }

@@ -171,11 +171,8 @@ impl Reorder {
         self.limit = self.limit.max(limit);
     }
 
-    /// Lets everything go: the flow was aborted.
-    pub fn clear(&mut self) {
-        self.ready = VecDeque::new();
-        self.ready_small = BytesMut::new();
-        self.ready_bytes = 0;
+    /// Lets go of what waits behind holes: the flow was aborted. What is in order can still be read.
+    pub fn give_up_holes(&mut self) {
         self.waiting_by_offset.clear();
         self.waiting_bytes = 0;
     }

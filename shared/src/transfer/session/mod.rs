@@ -385,18 +385,22 @@ impl Session {
         }
     }
 
-    /// Takes the next bytes of a flow, at most `max`.
+    /// Takes the next bytes of a flow, at most `max`. Of one that was aborted, what had come in order is read first.
     pub fn read(&mut self, id: FlowId, max: usize) -> Read {
         let growth_left = self.limits.window_growth.saturating_sub(self.grown);
         let longest_rtt = self.paths.values().map(|path| path.recovery.rtt().smoothed()).max().unwrap_or_default();
         let Some(flow) = self.flows.get_mut(&id) else { return Read::Aborted(AbortCode::Reset) };
-        if let Some(code) = flow.aborted {
-            return Read::Aborted(code);
-        }
         let Some(bytes) = flow.receive.read(max) else {
-            return if flow.receive.is_consumed() { Read::End } else { Read::Blocked };
+            return match flow.aborted {
+                Some(code) => Read::Aborted(code),
+                None if flow.receive.is_consumed() => Read::End,
+                None => Read::Blocked,
+            };
         };
         self.counters.read_bytes += bytes.len() as u64;
+        if flow.aborted.is_some() {
+            return Read::Bytes(bytes);
+        }
         self.grown += flow.give_credit(self.clock, longest_rtt, self.limits.max_window, growth_left);
         if flow.owes_credit {
             self.credit_owed.insert(id);
@@ -502,6 +506,11 @@ impl Session {
     /// Bytes written to a flow that the other end has not acknowledged, or never will since the flow was aborted.
     pub fn undelivered(&self, id: FlowId) -> u64 {
         self.flows.get(&id).map_or(0, Flow::undelivered)
+    }
+
+    /// The same of all flows together.
+    pub fn undelivered_bytes(&self) -> u64 {
+        self.retained
     }
 
     /// Whether any path is in service.
