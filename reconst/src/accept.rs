@@ -439,6 +439,7 @@ impl Inner {
             return Err(refused("the user has as many sessions as one may have"));
         }
         let handle = SessionHandle::new(Side::Reconst, self.policy, Limits::default());
+        account.add_session(&handle);
         let entry = Entry {
             handle: handle.clone(),
             secret: request.secret,
@@ -557,7 +558,11 @@ impl Entry {
     }
 
     fn set_account(&self, account: Arc<Spending>) {
-        *self.account.lock().expect("nothing panics under the lock") = account;
+        let mut known = self.account.lock().expect("nothing panics under the lock");
+        if !account.is_of_the_accounts_of(&known) {
+            account.add_session(&self.handle);
+        }
+        *known = account;
     }
 
     fn note_line(&self, path: PathId, line: Option<(LineKey, IpAddr)>) {

@@ -1,6 +1,6 @@
 //! Leases: how nodes spend one quota between them, a user's or a LAN's.
 //!
-//! Enters: what a node has counted for each, and whether it wants more. Leaves: what all others have counted, and a lease: how much the
+//! Enters: what a node has counted for each, what of it is under way still, and whether it wants more. Leaves: what all others have counted, and a lease: how much the
 //! node may count before it asks again. Always holds, for a quota that refuses: what all nodes have reported and all leases that stand add up
 //! to no more than the quota. Reports are absolute and each node writes its own rows alone, so that one whose answer was lost may be repeated.
 //!
@@ -39,8 +39,10 @@ pub struct UsageReport {
 pub struct Asks {
     /// The period that is counted now.
     pub period: UnixSeconds,
-    /// What the node has counted in it.
+    /// What the node has granted in it.
     pub counted: Used,
+    /// What of that is under way still: it is leased, and not reported as used.
+    pub undelivered: Used,
     /// The quota.
     pub quota: Quota,
     /// Whether it wants a lease; else it gives up the one that it has.
@@ -52,6 +54,12 @@ pub struct Asks {
 struct Elsewhere {
     used: Used,
     leased: u64,
+}
+
+impl Asks {
+    fn delivered(&self) -> Used {
+        self.counted.less(self.undelivered)
+    }
 }
 
 impl Accounts {
@@ -196,7 +204,8 @@ async fn write_rows(
             rows.insert((report.spender, *period), (*used, 0));
         }
         if let (Some(asks), Some(lease)) = (&report.asks, leases.get(&report.spender)) {
-            rows.insert((report.spender, asks.period), (asks.counted, lease.bytes));
+            let under_way = asks.quota.counted(asks.counted) - asks.quota.counted(asks.delivered());
+            rows.insert((report.spender, asks.period), (asks.delivered(), lease.bytes + under_way));
         }
     }
     let rows: Vec<_> = rows.into_iter().collect();

@@ -89,6 +89,10 @@ pub(crate) async fn carry(
             }
             arrived = flow.port.receive(), if waiting_down.is_none() => {
                 let (from, payload) = arrived?;
+                if !flow.parcels.has_path() {
+                    // It would be counted and lost.
+                    continue;
+                }
                 match down.take(payload.len()) {
                     Ok(()) => waiting_down = Some((from, payload)),
                     // It is lost, as one that comes faster than the rate is.

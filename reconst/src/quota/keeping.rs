@@ -3,13 +3,16 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use shared::community::quota::{Account, AtLimit};
+use shared::{
+    community::quota::{Account, AtLimit, Used, Way},
+    link::session::SessionHandle,
+};
 use tokio::sync::Notify;
 
 use super::Keeper;
@@ -33,13 +36,56 @@ pub(super) struct Reporting {
     lease_low: Arc<Notify>,
     /// How often in a row it had nothing to report.
     idle_ticks: AtomicU32,
+    /// Whose flows are spent from it.
+    sessions: Mutex<Vec<SessionHandle>>,
+    /// Bytes granted that have not moved, up and down.
+    waiting_up: AtomicU64,
+    waiting_down: AtomicU64,
 }
 
 impl Reporting {
     /// Of an account that may need a lease at once.
     pub(super) fn new(spender: Spender, lease_low: Arc<Notify>) -> Self {
         lease_low.notify_one();
-        Self { spender, lease_low, idle_ticks: AtomicU32::new(0) }
+        Self {
+            spender,
+            lease_low,
+            idle_ticks: AtomicU32::new(0),
+            sessions: Mutex::default(),
+            waiting_up: AtomicU64::new(0),
+            waiting_down: AtomicU64::new(0),
+        }
+    }
+
+    /// Has a session's flows spend from it.
+    pub(super) fn add_session(&self, session: &SessionHandle) {
+        self.sessions.lock().expect("nothing panics under the lock").push(session.clone());
+    }
+
+    /// Notes bytes that were granted.
+    pub(super) fn on_granted(&self, way: Way, bytes: u64) {
+        self.waiting(way).fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that of those so many have moved, or were given back.
+    pub(super) fn on_settled(&self, way: Way, bytes: u64) {
+        self.waiting(way).fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn waiting(&self, way: Way) -> &AtomicU64 {
+        match way {
+            Way::Up => &self.waiting_up,
+            Way::Down => &self.waiting_down,
+        }
+    }
+
+    /// What was granted and is not delivered: a crash loses it. What is on its way to a content server is the kernel's already.
+    fn undelivered(&self) -> Used {
+        let mut sessions = self.sessions.lock().expect("nothing panics under the lock");
+        sessions.retain(|session| !session.is_closed());
+        let in_sessions: u64 = sessions.iter().map(SessionHandle::undelivered_bytes).sum();
+        let waiting = |way| self.waiting(way).load(Ordering::Relaxed);
+        Used { up: waiting(Way::Up), down: waiting(Way::Down) + in_sessions }
     }
 
     /// Asks for a lease if it runs low.
@@ -51,9 +97,6 @@ impl Reporting {
 
     /// What is to be reported to the store, if anything: always what has changed, and whether a lease is wanted.
     fn usage_report(&self, account: &mut Account, is_tick: bool) -> Option<UsageReport> {
-        if !is_tick && !account.is_lease_low() {
-            return None;
-        }
         let counts = account.poll_changes();
         if !counts.is_empty() {
             self.idle_ticks.store(0, Ordering::Relaxed);
@@ -70,6 +113,7 @@ impl Reporting {
         let asks = quota.map(|quota| Asks {
             period: account.span().start,
             counted: account.counted_here(),
+            undelivered: account.counted_here().less(account.delivered_here()),
             wants_lease: !(is_idle && is_tick) && quota.at_limit == AtLimit::Refuse,
             quota,
         });
@@ -92,8 +136,16 @@ impl Keeper {
         let kept_by_spender: HashMap<Spender, Arc<dyn Kept>> =
             self.kept().into_iter().map(|account| (account.reporting().spender, account)).collect();
         let report = |account: &Arc<dyn Kept>| {
-            let mut report = None;
-            account.with(&mut |counts| report = account.reporting().usage_report(counts, is_of_all));
+            let mut is_due = is_of_all;
+            account.with(&mut |counts| is_due |= counts.is_lease_low());
+            if !is_due {
+                return None;
+            }
+            let (undelivered, mut report) = (account.reporting().undelivered(), None);
+            account.with(&mut |counts| {
+                counts.set_undelivered(undelivered);
+                report = account.reporting().usage_report(counts, is_of_all);
+            });
             report
         };
         let reports: Vec<UsageReport> = kept_by_spender.values().filter_map(report).collect();

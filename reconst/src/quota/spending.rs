@@ -16,6 +16,7 @@ use shared::{
         member::Name,
         quota::{Account, Grant, Limits, Refused, SharedAccount, SharedGrant, Sharer, UnixSeconds, Way, told::ToldQuota},
     },
+    link::session::SessionHandle,
     target::Refusal,
 };
 
@@ -78,6 +79,20 @@ pub struct LanAccountReport {
 }
 
 impl Spending {
+    /// Has a session's flows be spent from here: what of them is under way is not kept as used.
+    pub fn add_session(&self, session: &SessionHandle) {
+        self.reportings().for_each(|reporting| reporting.add_session(session));
+    }
+
+    fn reportings(&self) -> impl Iterator<Item = &Reporting> {
+        [&self.user.reporting, &self.lan.reporting].into_iter()
+    }
+
+    /// Whether both are spent from the same accounts.
+    pub fn is_of_the_accounts_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.user, &other.user) && Arc::ptr_eq(&self.lan, &other.lan)
+    }
+
     /// Counts a flow in, until it is dropped.
     ///
     /// # Errors
@@ -130,6 +145,7 @@ impl Spending {
 
     /// Takes back what of a grant has not moved.
     pub(super) fn give_back(&self, way: Way, granted: Granted) {
+        self.reportings().for_each(|reporting| reporting.on_settled(way, granted.bytes));
         self.user.lock().give_back(way, granted.bytes, Some(granted.user));
         self.lan.lock().give_back(way, granted.bytes, Some(granted.lan));
         if let (Some(mut line), Some(grant)) = (self.line(), granted.line) {
@@ -158,11 +174,13 @@ impl Spending {
     /// Notes bytes that have moved.
     pub(super) fn on_moved(&self, way: Way, bytes: usize) {
         self.user.on_moved(way, bytes);
+        self.reportings().for_each(|reporting| reporting.on_settled(way, bytes as u64));
     }
 
     fn granted(&self, now: Instant, way: Way, user: Grant, lan: SharedGrant) -> Granted {
         let (bytes, time) = (lan.bytes(), self.user.time());
         let line = self.line().and_then(|mut line| line.take_whole(now, time, way, self.sharer, bytes).ok());
+        self.reportings().for_each(|reporting| reporting.on_granted(way, bytes));
         Granted { bytes, user, lan, line }
     }
 

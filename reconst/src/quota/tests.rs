@@ -48,7 +48,11 @@ async fn what_a_lan_may_spend_counts_for_all_its_users() {
     let (ann, bob) = (user_with_quota(&registrar, 5000).await, user(&registrar, "bob", &Limits::default()).await);
     let keeper = Keeper::new(registrar.accounts().clone(), None, None);
     let (ann, bob) = (keeper.spending(&ann).await.expect("an account"), keeper.spending(&bob).await.expect("an account"));
-    let moved = |spending: &Arc<Spending>, bytes| spending.take(Way::Down, bytes).ok().map(|granted| granted.bytes);
+    let moved = |spending: &Arc<Spending>, bytes| {
+        let granted = spending.take(Way::Down, bytes).ok()?.bytes;
+        spending.on_moved(Way::Down, granted as usize);
+        Some(granted)
+    };
     assert_eq!((moved(&ann, 700), moved(&bob, 700), moved(&ann, 1)), (Some(700), Some(300), None));
     let refused = bob.open_flow().err().expect("used up").to_string();
     assert!(refused.contains("your LAN may use"), "{refused}");
@@ -95,7 +99,10 @@ async fn a_lan_s_quota_is_spent_on_two_nodes_and_no_further() {
         used_up = 0;
         for (keeper, spending, moved) in &mut spendings {
             match spending.take(Way::Down, 100_000) {
-                Ok(granted) => *moved += granted.bytes,
+                Ok(granted) => {
+                    spending.on_moved(Way::Down, granted.bytes as usize);
+                    *moved += granted.bytes;
+                }
                 Err(Refused::NotYet) => keeper.keep_those(false).await,
                 Err(refused) => {
                     assert!(refused.to_string().contains("your LAN may use"), "{refused}");
@@ -118,6 +125,51 @@ async fn a_lan_s_quota_is_spent_on_two_nodes_and_no_further() {
     let spending = again.spending(&ann).await.expect("an account");
     again.keep().await;
     assert!(spending.open_flow().is_err(), "what other nodes have counted is used");
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_not_kept_as_used_and_no_other_node_gets_it() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let accounts = registrar.accounts();
+    if !accounts.takes_several_nodes() {
+        println!("skipped: nodes need PostgreSQL; run .ci/with-postgres cargo test -p reconst --lib");
+        return;
+    }
+    let member = user_with_quota(&registrar, 1_000_000).await;
+    let (here, there) = (node(&registrar, "main").await, node(&registrar, "node2").await);
+    for node in [&here, &there] {
+        let mut view = node.view();
+        view.wait_for(|_| !node.is_alone()).await.expect("two nodes");
+    }
+    let [here, there] = [here, there].map(|node| Keeper::of_node(accounts.clone(), None, None, Some(node)));
+    let (spending, other) = (here.spending(&member).await.expect("an account"), there.account(&member).await.expect("an account"));
+    let mut granted = 0;
+    while granted < 600_000 {
+        match spending.take(Way::Down, 60_000) {
+            Ok(taken) => granted += taken.bytes,
+            Err(refused) => {
+                assert_eq!(refused, Refused::NotYet);
+                here.keep_those(false).await;
+            }
+        }
+    }
+    here.keep().await;
+    let report = accounts.user_report(&name("elm"), &name("ann"), here.time()).await.expect("a user");
+    assert_eq!(report.down_bytes, 0, "nothing has moved");
+    let mut elsewhere = 0;
+    for _ in 0..100 {
+        let taken = other.lock().take(Instant::now(), other.time(), Way::Down, 60_000);
+        match taken {
+            Ok(granted) => elsewhere += granted.bytes,
+            Err(_) => there.keep_those(false).await,
+        }
+    }
+    assert!((1..=1_000_000 - granted).contains(&elsewhere), "{granted} and {elsewhere}");
+    spending.on_moved(Way::Down, granted as usize);
+    here.keep().await;
+    there.keep().await;
+    let report = accounts.user_report(&name("elm"), &name("ann"), here.time()).await.expect("a user");
+    assert_eq!(report.down_bytes, granted + elsewhere);
 }
 
 #[tokio::test]

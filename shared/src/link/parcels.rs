@@ -29,6 +29,11 @@ impl ParcelPort {
         self.session.with(|state, now| state.core.send_parcel(now, self.id, parcel.freeze())).map_err(aborted)
     }
 
+    /// Whether a path is in service: without one, what is sent is most likely lost.
+    pub fn has_path(&self) -> bool {
+        self.session.path_count().borrow().active > 0
+    }
+
     /// Waits for the next datagram and where it goes to, or comes from. Safe to cancel.
     ///
     /// # Errors

@@ -264,6 +264,11 @@ impl SessionHandle {
         self.lock().core.has_room(id)
     }
 
+    /// The same of all flows that are not aborted.
+    pub fn undelivered_bytes(&self) -> u64 {
+        self.lock().core.undelivered_bytes()
+    }
+
     /// Changes the core, then drains it.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let now = Instant::now();

@@ -26,6 +26,19 @@ impl Account {
         self.used_by_period.get(&self.span.start).copied().unwrap_or_default()
     }
 
+    /// What of that has been delivered, as far as is known: what a crash of this server is not to lose.
+    pub fn delivered_here(&self) -> Used {
+        self.counted_here().less(self.undelivered)
+    }
+
+    /// Tells how much of what was granted is under way still.
+    pub fn set_undelivered(&mut self, undelivered: Used) {
+        if self.undelivered != undelivered {
+            self.undelivered = undelivered;
+            self.note_change(self.span.start);
+        }
+    }
+
     /// Whether it is time to tell that [`WARNED_AT_PERCENT`] are used; true once a period.
     pub fn poll_warning(&mut self) -> bool {
         let is_due = !self.is_warned && self.is_beyond_warning();
@@ -33,10 +46,14 @@ impl Account {
         is_due
     }
 
-    /// The counts that have changed since the last call, to be kept.
+    /// The counts that have changed since the last call, to be kept: what was delivered.
     pub fn poll_changes(&mut self) -> Vec<(UnixSeconds, Used)> {
         let changed = std::mem::take(&mut self.changed);
-        changed.into_iter().filter_map(|period| Some((period, *self.used_by_period.get(&period)?))).collect()
+        let delivered = |period| match self.used_by_period.get(&period)? {
+            _ if period == self.span.start => Some((period, self.delivered_here())),
+            used => Some((period, *used)),
+        };
+        changed.into_iter().filter_map(delivered).collect()
     }
 
     /// Whether [`Account::poll_changes`] would give some.
@@ -70,6 +87,11 @@ impl Account {
 }
 
 impl Used {
+    /// What is left of it without `other`.
+    pub fn less(self, other: Self) -> Self {
+        Self { up: self.up.saturating_sub(other.up), down: self.down.saturating_sub(other.down) }
+    }
+
     pub(super) fn of(&mut self, way: Way) -> &mut u64 {
         match way {
             Way::Up => &mut self.up,

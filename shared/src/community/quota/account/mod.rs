@@ -39,6 +39,8 @@ pub struct Account {
     elsewhere_by_period: BTreeMap<UnixSeconds, Used>,
     /// What this server may count, if it shares the quota with others.
     share: Share,
+    /// What of the count in this period is under way still.
+    undelivered: Used,
     /// Periods whose count has changed since it was last kept.
     changed: Vec<UnixSeconds>,
     is_warned: bool,
@@ -82,6 +84,7 @@ impl Account {
             used_by_period,
             elsewhere_by_period,
             share: Share::Whole,
+            undelivered: Used::default(),
             changed,
             is_warned: false,
             flows: 0,

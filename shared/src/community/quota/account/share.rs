@@ -23,7 +23,7 @@ pub(super) enum Share {
 pub struct Lease {
     /// The period that it is of.
     pub period: UnixSeconds,
-    /// What this server had counted when it asked.
+    /// What this server had granted when it asked.
     pub counted: Used,
     /// What all others had.
     pub elsewhere: Used,

@@ -152,6 +152,19 @@ fn a_lease_that_is_given_up_leaves_nothing_to_count() {
     assert_eq!((account.account.leased(), account.take(Way::Down, 1)), (0, Err(Refused::NotYet)));
 }
 
+#[test]
+fn what_is_under_way_is_granted_and_not_kept() {
+    let mut account = Bench::new(limits(1000, Counts::Both));
+    account.take(Way::Down, 1000).expect("a quota");
+    account.account.set_undelivered(Used { up: 0, down: 300 });
+    assert_eq!((account.account.counted_here().down, account.account.delivered_here().down), (1000, 700));
+    assert!(account.take(Way::Down, 1).is_err(), "it is granted");
+    let kept = |account: &mut Bench| account.account.poll_changes().iter().map(|(_, used)| used.down).collect::<Vec<_>>();
+    assert_eq!(kept(&mut account), [700]);
+    account.account.set_undelivered(Used::default());
+    assert_eq!((kept(&mut account), kept(&mut account)), (vec![1000], vec![]));
+}
+
 /// 2026-11-24 08:00 UTC.
 const NOW: UnixSeconds = UnixSeconds(1_795_507_200);
 
