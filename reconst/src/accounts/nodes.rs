@@ -164,6 +164,10 @@ impl Accounts {
             .fetch_one(&mut *connection)
             .await?;
         sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *connection).await?;
+        // What a run before had leased, and would hold now that the node is heard again.
+        for sql in [USERS, LANS].map(end_leases) {
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(key).execute(&mut *connection).await?;
+        }
         Ok((Registration { key: NodeKey(key), epoch }, is_claimed))
     }
 
@@ -357,8 +361,7 @@ impl Accounts {
         let mut transaction = self.write().await?;
         sqlx::query("UPDATE nodes SET removed_at = $1 WHERE node_key = $2").bind(now()).bind(key.0).execute(&mut *transaction).await?;
         sqlx::query("UPDATE lans SET wanted_node_key = NULL WHERE wanted_node_key = $1").bind(key.0).execute(&mut *transaction).await?;
-        for Book { node_usage, .. } in [USERS, LANS] {
-            let sql = format!("UPDATE {node_usage} SET leased_bytes = 0 WHERE node_key = $1");
+        for sql in [USERS, LANS].map(end_leases) {
             sqlx::query(sqlx::AssertSqlSafe(sql)).bind(key.0).execute(&mut *transaction).await?;
         }
         self.log(&mut transaction, "node.remove", name.as_str(), "").await?;
@@ -374,6 +377,10 @@ impl Accounts {
     fn check_takes_several(&self) -> Result<(), AccountsError> {
         if self.takes_several_nodes() { Ok(()) } else { Err(AccountsError::OneNode) }
     }
+}
+
+fn end_leases(Book { node_usage, .. }: Book) -> String {
+    format!("UPDATE {node_usage} SET leased_bytes = 0 WHERE node_key = $1 AND leased_bytes <> 0")
 }
 
 pub(super) fn millis(time: Duration) -> i64 {

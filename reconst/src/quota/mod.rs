@@ -140,6 +140,8 @@ impl Keeper {
         }
         let account = Arc::new(LanAccount::new(row, account, shared.time.clone(), shared.reporting(spender)));
         shared.lock_lans().insert(lan, account.clone());
+        // What was changed before it was there told nobody.
+        account.set_limits(shared.accounts.lan_account(lan).await?.limits);
         Ok(account)
     }
 
@@ -167,6 +169,10 @@ impl Keeper {
             reporting: shared.reporting(spender),
         });
         shared.lock().insert(member.account, user.clone());
+        // What was changed before it was there told nobody.
+        if let Some(limits) = shared.accounts.limits_of(&[member.account]).await?.remove(&member.account) {
+            user.set_limits(limits);
+        }
         Ok(user)
     }
 

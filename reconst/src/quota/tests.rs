@@ -128,6 +128,46 @@ async fn a_lan_s_quota_is_spent_on_two_nodes_and_no_further() {
 }
 
 #[tokio::test]
+async fn a_node_that_was_killed_holds_no_lease_once_it_is_back() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let accounts = registrar.accounts();
+    if !accounts.takes_several_nodes() {
+        println!("skipped: nodes need PostgreSQL; run .ci/with-postgres cargo test -p reconst --lib");
+        return;
+    }
+    let (quota, member) = (3_000_000, user_with_quota(&registrar, 3_000_000).await);
+    let other = node(&registrar, "node2").await;
+    let identity = NodeIdentity { name: name("main"), public: "127.0.0.1:10000".parse().expect("an address") };
+    let (killed, beating) = Nodes::join(accounts, identity.clone(), 1).await.expect("a node");
+    let keeper = Keeper::of_node(accounts.clone(), None, None, Some(killed));
+    let account = keeper.account(&member).await.expect("an account");
+    keeper.keep_those(false).await;
+    assert!(account.lock().leased() > 0);
+    drop((beating, keeper, account));
+    // Once the store has noticed that its connection is gone.
+    let back = loop {
+        match Nodes::join(accounts, identity.clone(), 1).await {
+            Ok((back, beating)) => break tokio::spawn(back.run(beating, Default::default, Shutdown::new())),
+            Err(AccountsError::NodeClaimed(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let keeper = Keeper::of_node(accounts.clone(), None, None, Some(other));
+    let account = keeper.account(&member).await.expect("an account");
+    let mut moved = 0;
+    for _ in 0..1000 {
+        let taken = account.lock().take(Instant::now(), account.time(), Way::Down, 100_000);
+        match taken {
+            Ok(granted) => moved += granted.bytes,
+            Err(Refused::NotYet) => keeper.keep_those(false).await,
+            Err(_) => break,
+        }
+    }
+    assert_eq!(moved, quota, "the other node gets all of it");
+    back.abort();
+}
+
+#[tokio::test]
 async fn what_is_under_way_is_not_kept_as_used_and_no_other_node_gets_it() {
     let (registrar, _scratch) = testing::registrar().await;
     let accounts = registrar.accounts();

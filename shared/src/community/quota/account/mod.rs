@@ -97,6 +97,7 @@ impl Account {
 
     /// Follows the operator's changes, for flows that are open already as well.
     pub fn set_limits(&mut self, now: Instant, time: UnixSeconds, limits: Limits) {
+        self.end_lease_of_other(limits.quota.as_ref());
         self.limits = limits;
         self.span = span(&self.limits, self.since, time);
         self.is_warned &= self.is_beyond_warning();

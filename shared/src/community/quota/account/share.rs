@@ -52,6 +52,13 @@ impl Account {
         self.set_rates(now);
     }
 
+    /// A lease is of one quota: another one takes another lease.
+    pub(super) fn end_lease_of_other(&mut self, quota: Option<&Quota>) {
+        if self.share != Share::Whole && self.limits.quota.as_ref() != quota {
+            self.share = Share::None;
+        }
+    }
+
     /// Whether a lease is needed, soon or now.
     pub fn is_lease_low(&self) -> bool {
         let Some(quota) = self.limits.quota.as_ref().filter(|quota| quota.at_limit == AtLimit::Refuse) else { return false };

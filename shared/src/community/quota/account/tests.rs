@@ -153,6 +153,21 @@ fn a_lease_that_is_given_up_leaves_nothing_to_count() {
 }
 
 #[test]
+fn another_quota_takes_another_lease() {
+    let mut account = Bench::new(limits(1000, Counts::Both));
+    account.account.share(BTreeMap::new());
+    account.lease(Used::default(), 0, 1000, true);
+    account.take(Way::Down, 1000).expect("the rest");
+    assert!(account.account.open_flow(NOW).is_err() && !account.account.is_lease_low());
+    account.account.set_limits(account.now, NOW, limits(5000, Counts::Both));
+    account.account.open_flow(NOW).expect("more quota");
+    assert!(account.account.is_lease_low());
+    let counted = account.account.counted_here();
+    account.lease(counted, 0, 4000, true);
+    assert_eq!(account.take(Way::Down, 9000).expect("a lease").bytes, 4000);
+}
+
+#[test]
 fn what_is_under_way_is_granted_and_not_kept() {
     let mut account = Bench::new(limits(1000, Counts::Both));
     account.take(Way::Down, 1000).expect("a quota");
