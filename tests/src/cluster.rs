@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// What a cluster is to be like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct ClusterPlan {
     /// Nodes.
     pub nodes: u8,
@@ -52,6 +52,8 @@ pub struct ClusterPlan {
     pub relays: usize,
     /// How long nodes drain when they are asked to stop.
     pub drain_seconds: u64,
+    /// What the user may use.
+    pub limits: Limits,
 }
 
 /// A running cluster; dropping it ends all of it at once.
@@ -59,7 +61,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     program: PathBuf,
     drain_seconds: u64,
-    relays: Vec<Program<peer_relay::Running>>,
+    relays: Vec<Relay>,
     /// One a LAN.
     proxies: Vec<Proxy>,
     content: ContentServer,
@@ -73,6 +75,15 @@ struct Node {
     ip: IpAddr,
     starts: usize,
     process: Option<Process>,
+}
+
+#[derive(Debug)]
+struct Relay {
+    lan: usize,
+    profile: Profile,
+    address: SocketAddr,
+    /// None while it is started again.
+    program: Option<Program<peer_relay::Running>>,
 }
 
 impl Cluster {
@@ -106,7 +117,7 @@ impl Cluster {
         let mut cluster = Self { nodes, program, drain_seconds, relays, proxies, content, registrar, directory };
         for (index, lan) in LANS.into_iter().enumerate().take(plan.lans) {
             let data_port = take_port(&ips).context("no free UDP port for the LAN")?;
-            cluster.add_lan(index, &name(lan), data_port, plan.relays).await?;
+            cluster.add_lan(index, &name(lan), data_port, &plan).await?;
         }
         for index in 0..cluster.nodes.len() {
             cluster.start_node(index)?;
@@ -117,19 +128,21 @@ impl Cluster {
         Ok(cluster)
     }
 
-    async fn add_lan(&mut self, index: usize, lan: &Name, data_port: u16, relays: usize) -> anyhow::Result<()> {
+    async fn add_lan(&mut self, index: usize, lan: &Name, data_port: u16, plan: &ClusterPlan) -> anyhow::Result<()> {
         let (registrar, user) = (&self.registrar, name(USER));
         registrar.add_lan(lan, Some(LanId(15 + index as u16)), Some(data_port)).await?;
-        let profile = registrar.add_user(lan, &user, &Limits::default()).await?;
+        let profile = registrar.add_user(lan, &user, &plan.limits).await?;
         if index > 0 {
             registrar.accounts().share_account(lan, &user, (&name(LANS[0]), &user)).await?;
         }
         let mut addresses = Vec::new();
-        for number in 1..=relays {
+        for number in 1..=plan.relays {
             let profile = registrar.add_relay(lan, &name(&format!("relay{number}"))).await?;
             let port = take_port(&[RELAY_IP]).context("no free UDP port for a relay")?;
-            addresses.push(SocketAddr::new(RELAY_IP, port));
-            self.relays.push(start_relay(profile, SocketAddr::new(RELAY_IP, port)).await?);
+            let address = SocketAddr::new(RELAY_IP, port);
+            addresses.push(address);
+            let program = Some(start_relay(profile.clone(), address).await?);
+            self.relays.push(Relay { lan: index, profile, address, program });
         }
         self.proxies.push(Proxy::start(&profile, (Ipv4Addr::LOCALHOST, 0).into(), &addresses, Default::default(), None).await?);
         Ok(())
@@ -187,14 +200,27 @@ impl Cluster {
     /// # Errors
     /// If the database does not answer.
     pub async fn serving(&self) -> anyhow::Result<Option<usize>> {
+        self.serving_lan(0).await
+    }
+
+    /// The node that serves a LAN, if it runs.
+    ///
+    /// # Errors
+    /// If the database does not answer.
+    pub async fn serving_lan(&self, lan: usize) -> anyhow::Result<Option<usize>> {
         let reports = self.reports().await?;
-        let serving = reports.iter().find(|report| report.lans.iter().any(|lan| lan == LANS[0]));
+        let serving = reports.iter().find(|report| report.lans.iter().any(|name| name == LANS[lan]));
         Ok(serving.and_then(|report| self.nodes.iter().position(|node| node.name.as_str() == report.name && node.process.is_some())))
     }
 
     /// A node's name.
     pub fn node_name(&self, index: usize) -> &Name {
         &self.nodes[index].name
+    }
+
+    /// Whether a node has been started and not killed since.
+    pub fn runs(&self, index: usize) -> bool {
+        self.nodes[index].process.is_some()
     }
 
     /// How many nodes there are.
@@ -210,6 +236,11 @@ impl Cluster {
     /// The first LAN's proxy.
     pub fn proxy(&self) -> &Proxy {
         &self.proxies[0]
+    }
+
+    /// Each LAN's proxy.
+    pub fn proxies(&self) -> &[Proxy] {
+        &self.proxies
     }
 
     /// Limits the user, on all LANs together.
@@ -248,9 +279,23 @@ impl Cluster {
         Ok(())
     }
 
-    /// The relays.
+    /// The relays that run.
     pub fn relays(&self) -> impl Iterator<Item = &peer_relay::Running> {
-        self.relays.iter().map(Program::running)
+        self.relays.iter().filter_map(|relay| relay.program.as_ref()).map(Program::running)
+    }
+
+    /// Ends all relays of a LAN as a power cut does and starts them again: its paths are lost and come back.
+    ///
+    /// # Errors
+    /// If they do not start.
+    pub async fn cut_paths(&mut self, lan: usize) -> anyhow::Result<()> {
+        for relay in self.relays.iter_mut().filter(|relay| relay.lan == lan) {
+            if let Some(program) = relay.program.take() {
+                program.kill().await;
+            }
+            relay.program = Some(start_relay(relay.profile.clone(), relay.address).await?);
+        }
+        Ok(())
     }
 
     /// The content server.

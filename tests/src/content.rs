@@ -16,7 +16,16 @@
 pub mod add_it_up;
 pub mod http;
 
-use std::{cell::RefCell, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -32,8 +41,15 @@ use crate::{load::CongestionControl, stream::CounterStream};
 #[derive(Debug)]
 pub struct ContentServer {
     address: SocketAddr,
-    endings: broadcast::Sender<Ending>,
+    seen: Arc<Seen>,
     _tasks: JoinSet<()>,
+}
+
+/// What raw connections have brought.
+#[derive(Debug)]
+struct Seen {
+    bytes: AtomicU64,
+    endings: broadcast::Sender<Ending>,
 }
 
 /// How the client's direction of a raw connection ended, as the server saw it.
@@ -83,10 +99,10 @@ impl ContentServer {
 
     fn on(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let endings = broadcast::Sender::new(ENDINGS_KEPT);
+        let seen = Arc::new(Seen { bytes: AtomicU64::new(0), endings: broadcast::Sender::new(ENDINGS_KEPT) });
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, endings.clone()));
-        Ok(Self { address, endings, _tasks: tasks })
+        tasks.spawn(accept(listener, seen.clone()));
+        Ok(Self { address, seen, _tasks: tasks })
     }
 
     /// Where it listens.
@@ -96,18 +112,22 @@ impl ContentServer {
 
     /// How uploads end, from now on.
     pub fn endings(&self) -> broadcast::Receiver<Ending> {
-        self.endings.subscribe()
+        self.seen.endings.subscribe()
+    }
+
+    /// The bytes that raw connections have brought so far, their commands among them.
+    pub fn received_bytes(&self) -> u64 {
+        self.seen.bytes.load(Ordering::Relaxed)
     }
 }
 
-async fn accept(listener: TcpListener, endings: broadcast::Sender<Ending>) {
-    let endings = Arc::new(endings);
+async fn accept(listener: TcpListener, seen: Arc<Seen>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((socket, _)) => {
-                connections.spawn(serve(socket, endings.clone()));
+                connections.spawn(serve(socket, seen.clone()));
             }
             // Out of descriptors: let some be closed first.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -115,17 +135,17 @@ async fn accept(listener: TcpListener, endings: broadcast::Sender<Ending>) {
     }
 }
 
-async fn serve(socket: TcpStream, endings: Arc<broadcast::Sender<Ending>>) {
+async fn serve(socket: TcpStream, seen: Arc<Seen>) {
     let _ = socket.set_nodelay(true);
     let mut first_two = [0; 2];
     let Ok(Ok(_)) = tokio::time::timeout(COMMAND_TIME, peek_two(&socket, &mut first_two)).await else { return };
     if !matches!(&first_two, [_, b' '] | [_, b'\n']) {
         return http::serve(socket).await;
     }
-    if let Ok(ended) = serve_raw(socket).await
+    if let Ok(ended) = serve_raw(socket, &seen.bytes).await
         && let Some(ending) = ended
     {
-        let _ = endings.send(ending);
+        let _ = seen.endings.send(ending);
     }
 }
 
@@ -139,7 +159,7 @@ async fn peek_two(socket: &TcpStream, first_two: &mut [u8; 2]) -> io::Result<()>
     }
 }
 
-async fn serve_raw(mut socket: TcpStream) -> io::Result<Option<Ending>> {
+async fn serve_raw(mut socket: TcpStream, seen_bytes: &AtomicU64) -> io::Result<Option<Ending>> {
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
         if line.len() >= COMMAND_MAX_BYTES {
@@ -147,18 +167,19 @@ async fn serve_raw(mut socket: TcpStream) -> io::Result<Option<Ending>> {
         }
         line.push(socket.read_u8().await?);
     }
+    seen_bytes.fetch_add(line.len() as u64, Ordering::Relaxed);
     match Command::parse(&line).ok_or(io::ErrorKind::InvalidData)? {
         Command::Download { bytes, seed } => {
             send(&mut socket, bytes, seed).await?;
             socket.shutdown().await?;
-            Ok(Some(receive(&mut socket, 0).await))
+            Ok(Some(receive(&mut socket, 0, seen_bytes).await))
         }
         Command::Both { bytes, seed } => {
             send(&mut socket, bytes, seed).await?;
             socket.shutdown().await?;
-            Ok(Some(receive(&mut socket, seed).await))
+            Ok(Some(receive(&mut socket, seed, seen_bytes).await))
         }
-        Command::Upload { seed } => Ok(Some(count_upload(socket, seed).await)),
+        Command::Upload { seed } => Ok(Some(count_upload(socket, seed, seen_bytes).await)),
         Command::Requests { request_bytes, answer_bytes } => {
             while read_exactly(&mut socket, request_bytes).await? {
                 send(&mut socket, answer_bytes, 0).await?;
@@ -198,15 +219,15 @@ async fn send(socket: &mut TcpStream, bytes: u64, seed: u64) -> io::Result<()> {
 }
 
 /// Reads to the end and checks.
-async fn receive(socket: &mut TcpStream, seed: u64) -> Ending {
-    let mut upload = Upload::new(seed);
+async fn receive(socket: &mut TcpStream, seed: u64, seen_bytes: &AtomicU64) -> Ending {
+    let mut upload = Upload::new(seed, seen_bytes);
     while upload.read_from(socket).await {}
     upload.ending
 }
 
-async fn count_upload(socket: TcpStream, seed: u64) -> Ending {
+async fn count_upload(socket: TcpStream, seed: u64, seen_bytes: &AtomicU64) -> Ending {
     let (mut reads, mut writes) = socket.into_split();
-    let mut upload = Upload::new(seed);
+    let mut upload = Upload::new(seed, seen_bytes);
     let mut ticks = tokio::time::interval(COUNT_EVERY);
     loop {
         tokio::select! {
@@ -221,18 +242,20 @@ async fn count_upload(socket: TcpStream, seed: u64) -> Ending {
     upload.ending
 }
 
-struct Upload {
+struct Upload<'a> {
     stream: CounterStream,
     buffer: Vec<u8>,
     ending: Ending,
+    seen_bytes: &'a AtomicU64,
 }
 
-impl Upload {
-    fn new(seed: u64) -> Self {
+impl<'a> Upload<'a> {
+    fn new(seed: u64, seen_bytes: &'a AtomicU64) -> Self {
         Self {
             stream: CounterStream::new(seed),
             buffer: vec![0; BUFFER_BYTES],
             ending: Ending { bytes: 0, is_exact: true, is_reset: false },
+            seen_bytes,
         }
     }
 
@@ -243,6 +266,7 @@ impl Upload {
             Ok(len) => {
                 self.ending.is_exact &= self.stream.check(&self.buffer[..len]).is_ok();
                 self.ending.bytes += len as u64;
+                self.seen_bytes.fetch_add(len as u64, Ordering::Relaxed);
                 true
             }
             Err(_) => {

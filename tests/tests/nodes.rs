@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flows_survive_a_drain_and_a_death_breaks_them_cleanly() {
-    let Some(mut cluster) = cluster(1).await else { return };
+    let Some(mut cluster) = cluster(1, Limits::default()).await else { return };
     let client = cluster.client();
     let first = within(cluster.serving()).await.expect("a database").expect("a node that serves");
 
@@ -79,9 +79,8 @@ async fn flows_survive_a_drain_and_a_death_breaks_them_cleanly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_is_spent_on_three_nodes_at_once_and_no_further() {
-    let Some(cluster) = cluster(3).await else { return };
     let quota = Quota::of(Size { bytes: QUOTA });
-    cluster.set_limits(&Limits { quota: Some(quota), ..Limits::default() }).await.expect("limits");
+    let Some(cluster) = cluster(3, Limits { quota: Some(quota), ..Limits::default() }).await else { return };
     within(cluster.spread()).await.expect("a LAN on each node");
     let clients: Vec<_> = (0..3).map(|lan| cluster.client_on(lan)).collect();
     let mut flows = JoinSet::new();
@@ -118,13 +117,13 @@ async fn serving_another(cluster: &Cluster, before: usize) -> usize {
     .await
 }
 
-async fn cluster(lans: usize) -> Option<Cluster> {
+async fn cluster(lans: usize, limits: Limits) -> Option<Cluster> {
     let Some(server) = postgres() else {
         println!("skipped: several nodes need PostgreSQL; run .ci/with-postgres cargo test -p neighbourhood --test nodes");
         return None;
     };
     let program = Path::new(env!("CARGO_BIN_EXE_nodes"));
-    let plan = ClusterPlan { nodes: 3, lans, relays: RELAYS, drain_seconds: 60 };
+    let plan = ClusterPlan { nodes: 3, lans, relays: RELAYS, drain_seconds: 60, limits };
     Some(within(Cluster::start(&server, program, plan)).await.expect("three nodes"))
 }
 

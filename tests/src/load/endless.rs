@@ -16,12 +16,19 @@ pub const UPLOAD: &str = "U\n";
 
 /// Moves bytes over a connection on which one of the two was said, down or both ways, until it is broken. What comes down is added to `down`
 /// as it comes; gives how much that was.
+///
+/// # Panics
+/// If a byte of a download is wrong.
 pub async fn move_until_broken(socket: TcpStream, is_download: bool, down: &AtomicU64) -> u64 {
     let (mut reads, mut writes) = socket.into_split();
     let reading = async {
         let mut all = 0;
         let mut buffer = vec![0; BUFFER_BYTES];
+        let mut stream = CounterStream::new(0);
         while let Ok(len @ 1..) = reads.read(&mut buffer).await {
+            if is_download {
+                stream.check(&buffer[..len]).expect("bytes as they were sent");
+            }
             down.fetch_add(len as u64, Ordering::Relaxed);
             all += len as u64;
         }

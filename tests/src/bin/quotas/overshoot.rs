@@ -212,19 +212,27 @@ pub(crate) async fn killed(quota: Size) -> anyhow::Result<()> {
             }
         });
     }
-    let mut kills = 0;
-    while used(accounts, "user0").await?.down < quota.bytes {
-        anyhow::ensure!(kills < KILLS_MAX, "the quota is never used up");
-        tokio::time::sleep(KILLED_EVERY).await;
+    let used_up_to = async |bytes| {
+        let begun = Instant::now();
+        while used(accounts, "user0").await?.down < bytes {
+            anyhow::ensure!(begun.elapsed() < USED_WITHIN, "{bytes} bytes are never used");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::Ok(())
+    };
+    // In mid-transfer: at a quarter, a half, three quarters.
+    for kill in 1..=KILLS {
+        used_up_to(quota.bytes * u64::from(kill) / u64::from(KILLS + 1)).await?;
         programs.restart_reconst()?;
-        kills += 1;
     }
+    used_up_to(quota.bytes).await?;
     is_over.store(true, Ordering::Relaxed);
     tasks.shutdown().await;
     tokio::time::sleep(SETTLED).await;
     let (arrived, counted) = (arrived.load(Ordering::Relaxed), used(accounts, "user0").await?.down);
-    row(&format!("20 at {RATE}, {kills} times kill -9 of reconst"), Counts::Down, quota, arrived, counted);
-    let lost = arrived.saturating_sub(counted) as f64 * 8.0 / RATE.bits_per_second as f64 / f64::from(kills);
+    println!("| flows | way | quota | arrived | beyond | counted, not arrived |\n| --- | --- | --- | --- | --- | --- |");
+    row(&format!("20 at {RATE}, {KILLS} times kill -9 of reconst"), Counts::Down, quota, arrived, counted);
+    let lost = arrived.saturating_sub(counted) as f64 * 8.0 / RATE.bits_per_second as f64 / f64::from(KILLS);
     println!("a kill lost {lost:.2} s of counting on average, on the user's side");
     Ok(())
 }
@@ -271,9 +279,9 @@ async fn used(accounts: &Accounts, user: &str) -> anyhow::Result<Used> {
 /// So that the quota lasts for some reconnects and kills.
 const RATE: Rate = Rate { bits_per_second: 40_000_000 };
 const RECONNECTED_EVERY: Duration = Duration::from_secs(2);
-/// A relay and a proxy need some seconds to find that reconst is another.
-const KILLED_EVERY: Duration = Duration::from_secs(15);
-const KILLS_MAX: u32 = 12;
+const KILLS: u32 = 3;
+/// Far longer than a relay and a proxy need to find that reconst is another.
+const USED_WITHIN: Duration = Duration::from_secs(60);
 
 const DATAGRAM_BYTES: usize = 1000;
 const DATAGRAMS_A_MILLISECOND: usize = 10;

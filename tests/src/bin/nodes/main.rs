@@ -1,6 +1,9 @@
 //! Measures what several servers on one PostgreSQL hold: how fast another takes over from one that is killed, what a quota lets through meanwhile.
 //! See `--help`.
 
+mod overshoot;
+mod traffic;
+
 use std::{
     process::ExitCode,
     sync::{
@@ -14,14 +17,9 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use neighbourhood::{
     cluster::{Cluster, ClusterPlan, postgres, serve},
-    load::{
-        Client, LoadError,
-        endless::{DOWNLOAD, UPLOAD, move_until_broken},
-    },
+    load::LoadError,
     process::end_with_programs,
 };
-use reconst::accounts::{Limits, Quota};
-use shared::units::Size;
 use tokio::task::JoinSet;
 
 /// Kill and drain nodes under load and print a table of recovery times; run it by .ci/with-postgres
@@ -31,12 +29,8 @@ struct Arguments {
     /// What to measure
     #[arg(value_enum, default_value = "kills")]
     what: What,
-    /// The quota that flows on all nodes run into
-    #[arg(long, default_value = "50MB")]
-    quota: Size,
-    /// Nodes that are killed while it is spent
-    #[arg(long, default_value_t = 3)]
-    kills: u64,
+    #[command(flatten)]
+    overshoot: overshoot::Plan,
     /// How long, in seconds
     #[arg(long, default_value_t = 300)]
     seconds: u64,
@@ -88,7 +82,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let server = postgres().context("no PostgreSQL: run this by .ci/with-postgres")?;
     match arguments.what {
         What::Kills => kills(&arguments, &server).await,
-        What::Overshoot => overshoot(&arguments, &server).await,
+        What::Overshoot => {
+            let mut cluster = Cluster::start(&server, &std::env::current_exe()?, plan(&arguments, 3)).await?;
+            overshoot::overshoot(&mut cluster, &arguments.overshoot).await
+        }
     }
 }
 
@@ -145,99 +142,9 @@ async fn kills(arguments: &Arguments, server: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Spends a quota on all nodes at once, by different numbers of flows both ways, while nodes are killed, and prints what arrived beyond it.
-async fn overshoot(arguments: &Arguments, server: &str) -> anyhow::Result<()> {
-    println!("flows | kills | quota | arrived | beyond the quota | counted and not arrived");
-    println!("---: | ---: | ---: | ---: | ---: | ---:");
-    for flows in [3, 50, 500] {
-        for kills in [0, arguments.kills] {
-            let (arrived, counted) = spend(arguments, server, flows, kills).await?;
-            let quota = arguments.quota.bytes;
-            println!("{flows} | {kills} | {quota} | {arrived} | {} | {}", arrived.saturating_sub(quota), counted.saturating_sub(arrived));
-        }
-    }
-    Ok(())
-}
-
-/// Spends the quota; gives what arrived, and what was counted.
-async fn spend(arguments: &Arguments, server: &str, flows: u64, kills: u64) -> anyhow::Result<(u64, u64)> {
-    let mut cluster = Cluster::start(server, &std::env::current_exe()?, plan(arguments, 3)).await?;
-    let quota = arguments.quota.bytes;
-    cluster.set_limits(&Limits { quota: Some(Quota::of(arguments.quota)), ..Limits::default() }).await?;
-    cluster.spread().await?;
-    let (down, up, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let collecting = tokio::spawn({
-        let (mut endings, up) = (cluster.content().endings(), Arc::clone(&up));
-        async move {
-            while let Ok(ending) = endings.recv().await {
-                assert!(ending.is_exact, "a byte was wrong");
-                up.fetch_add(ending.bytes, Ordering::Relaxed);
-            }
-        }
-    });
-    let mut load = JoinSet::new();
-    for number in 0..flows {
-        let (client, down, is_over) = (cluster.client_on((number % 3) as usize), Arc::clone(&down), Arc::clone(&is_over));
-        load.spawn(async move {
-            while !is_over.load(Ordering::Relaxed) {
-                flow(&client, number % 2 == 0, &down, &is_over).await;
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        });
-    }
-    let counted = async |cluster: &Cluster| anyhow::Ok(cluster.used().await.map(|used| used.up + used.down)?);
-    for kill in 1..=kills {
-        // While it is spent: at a quarter of it, a half, three quarters.
-        while counted(&cluster).await? < quota * kill / (kills + 1) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let node = (kill as usize - 1) % cluster.node_count();
-        cluster.kill_node(node);
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        cluster.start_node(node)?;
-    }
-    // Longer than a dead node's lease stands.
-    let (mut last, mut since) = (0, Instant::now());
-    while since.elapsed() < QUIET {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = counted(&cluster).await? + down.load(Ordering::Relaxed);
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-    }
-    is_over.store(true, Ordering::Relaxed);
-    // Those that hang on a path that is gone have got all that they get.
-    while let Ok(Some(ended)) = tokio::time::timeout(QUIET, load.join_next()).await {
-        ended?;
-    }
-    load.shutdown().await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    anyhow::ensure!(!collecting.is_finished(), "endings were missed, or a byte was wrong");
-    let arrived = up.load(Ordering::Relaxed) + down.load(Ordering::Relaxed);
-    Ok((arrived, counted(&cluster).await?))
-}
-
-/// Moves bytes until the flow is broken; notes what came down. What the command says is not among it, a few bytes a flow.
-async fn flow(client: &Client, is_down: bool, down: &AtomicU64, is_over: &AtomicBool) {
-    let asked = tokio::time::timeout(Duration::from_secs(2), client.ask(if is_down { DOWNLOAD } else { UPLOAD })).await;
-    let Ok(Ok(socket)) = asked else { return };
-    let over = async {
-        while !is_over.load(Ordering::Relaxed) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::select! {
-        () = over => {}
-        _ = move_until_broken(socket, is_down, down) => {}
-    }
-}
-
 fn plan(arguments: &Arguments, lans: usize) -> ClusterPlan {
-    ClusterPlan { nodes: arguments.nodes, lans, relays: 2, drain_seconds: 20 }
+    ClusterPlan { nodes: arguments.nodes, lans, relays: 2, drain_seconds: 20, ..Default::default() }
 }
-
-/// Longer than the lease of a node that was killed counts as used.
-const QUIET: Duration = Duration::from_secs(13);
 
 /// Seeds of different flows never meet.
 const SEED_STEP: u64 = 1000;
