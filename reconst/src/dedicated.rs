@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
+    ops::Bound,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -24,7 +25,7 @@ use shared::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::records::Records;
+use crate::{accounts::parts::Part, records::Records};
 
 /// All dedicated ports of this `reconst`; clones share the table.
 #[derive(Clone, Default, Debug)]
@@ -146,6 +147,16 @@ impl DedicatedPorts {
     pub fn report(&self) -> Vec<FlowReport> {
         let rows: Vec<Arc<Row>> = self.lock().rows.values().cloned().collect();
         rows.iter().map(|row| row.report()).collect()
+    }
+
+    /// A part of the table: at most `limit` rows after the one of that number.
+    pub fn part(&self, after: Option<u64>, limit: u32) -> Part<FlowReport, u64> {
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let table = self.lock();
+        let found = table.rows.range((begin, Bound::Unbounded)).take(limit as usize + 1);
+        let found: Vec<(u64, Arc<Row>)> = found.map(|(number, row)| (*number, Arc::clone(row))).collect();
+        drop(table);
+        Part::cut(found, limit, |(number, _)| *number).map(|(_, row)| row.report())
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -271,6 +282,8 @@ mod tests {
         port.set_content_server(&"132.146.15.101:7111".parse().expect("a target"));
         let rows = ports.report();
         assert_eq!(rows.iter().map(|row| row.port).collect::<Vec<_>>(), [20_001, 20_002]);
+        let (first, second) = (ports.part(None, 1), ports.part(Some(0), 1));
+        assert_eq!((&first.items[0], first.next, &second.items[0], second.next), (&rows[0], Some(0), &rows[1], None));
         let row = &rows[0];
         assert_eq!((row.up_bytes, row.down_bytes, row.origin, row.lan, row.flow), (44, 67, origin, LanId(15), 3));
         assert_eq!((row.session.as_str(), row.content_server.as_deref()), ("abababab", Some("132.146.15.101:7111")));

@@ -186,7 +186,7 @@ async fn check(options: RunOptions) -> anyhow::Result<()> {
         println!("LAN {} ({}), data port {}", lan.name, lan.id, lan.data_port);
     }
     for role in [Role::User, Role::Relay] {
-        println!("{role}s: {}", accounts.members(role).await.map_err(Failure::from)?.len());
+        println!("{role}s: {}", accounts.member_count(role).await.map_err(Failure::from)?);
     }
     println!("the configuration and the state are valid");
     Ok(())

@@ -9,7 +9,13 @@ use std::{
 use clap::{Args, Subcommand};
 use reconst::{
     Database,
-    accounts::{Limits, registry::Listed},
+    accounts::{
+        Limits,
+        lan_accounts::LanReport,
+        ledger::Lender,
+        parts::{LARGE_PART, Members, whole},
+        report::UserReport,
+    },
     provision::{DEFAULT_LOGIN_PORT, MEMBER_VALIDITY, Registrar},
     state::create_secret,
 };
@@ -304,7 +310,9 @@ impl LanCommand {
                 println!("added LAN {} ({}); its paths are served on UDP port {}", lan.name, lan.id, lan.data_port);
             }
             Self::List { state, json } => {
-                let lans = state.open().await?.accounts().lan_reports(time_now()).await.map_err(Failure::from)?;
+                let (registrar, time) = (state.open().await?, time_now());
+                let read = async |after| registrar.accounts().lan_reports(after, LARGE_PART, time).await;
+                let lans: Vec<LanReport> = whole(read).await.map_err(Failure::from)?;
                 if json {
                     println!("{}", serde_json::to_string_pretty(&lans)?);
                     return Ok(());
@@ -473,45 +481,39 @@ fn owner(text: &str) -> Result<Owner, String> {
 }
 
 async fn list_relays(state: &State, json: bool) -> anyhow::Result<()> {
-    let registrar = state.open().await?;
-    let accounts = registrar.accounts();
-    let relays = accounts.members(Role::Relay).await.map_err(Failure::from)?;
-    let lenders = accounts.lenders(time_now()).await.map_err(Failure::from)?;
-    let lender = |relay: &Listed| lenders.iter().find(|lender| (lender.lan, &lender.name) == (relay.identity.lan, &relay.identity.name));
-    let rows: Vec<serde_json::Value> = relays
-        .iter()
-        .map(|relay| {
-            let lender = lender(relay);
-            let carried = lender.map(|lender| lender.carried).unwrap_or_default();
-            serde_json::json!({
-                "name": relay.identity.name.as_str(), "lan": relay.lan_name.as_str(), "lan_id": relay.identity.lan.0, "added_at": relay.added_at.0,
-                "owner": lender.and_then(|lender| lender.owner.as_ref()).map(|(_, name)| name.as_str()),
-                "lent_up_bytes": carried.up, "lent_down_bytes": carried.down,
-            })
-        })
-        .collect();
+    let (registrar, time) = (state.open().await?, time_now());
+    let read = async |after| registrar.accounts().lenders(&Members::after(after), time).await;
+    let relays: Vec<Lender> = whole(read).await.map_err(Failure::from)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        let row = |relay: &Lender| {
+            serde_json::json!({
+                "name": relay.name.as_str(), "lan": relay.lan_name.as_str(), "lan_id": relay.lan.0, "added_at": relay.added_at.0,
+                "owner": relay.owner.as_ref().map(Name::as_str),
+                "lent_up_bytes": relay.carried.up, "lent_down_bytes": relay.carried.down,
+            })
+        };
+        println!("{}", serde_json::to_string_pretty(&relays.iter().map(row).collect::<Vec<_>>())?);
         return Ok(());
     }
-    for (relay, row) in relays.iter().zip(&rows) {
-        let size = |name: &str| Size { bytes: row[name].as_u64().unwrap_or(0) };
-        let owner = row["owner"].as_str().map(|owner| format!("\tof {owner}")).unwrap_or_default();
+    for relay in relays {
+        let owner = relay.owner.as_ref().map(|owner| format!("\tof {owner}")).unwrap_or_default();
         println!(
             "{}\tLAN {} ({})\tsince {}\tlent {} up, {} down this month{owner}",
-            relay.identity.name,
+            relay.name,
             relay.lan_name,
-            relay.identity.lan,
+            relay.lan,
             relay.added_on(),
-            size("lent_up_bytes"),
-            size("lent_down_bytes")
+            Size { bytes: relay.carried.up },
+            Size { bytes: relay.carried.down }
         );
     }
     Ok(())
 }
 
 async fn list_users(state: &State, json: bool) -> anyhow::Result<()> {
-    let users = state.open().await?.accounts().user_reports(time_now()).await.map_err(Failure::from)?;
+    let (registrar, time) = (state.open().await?, time_now());
+    let read = async |after| registrar.accounts().users(&Members::after(after), time).await;
+    let users: Vec<UserReport> = whole(read).await.map_err(Failure::from)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&users)?);
         return Ok(());

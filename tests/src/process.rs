@@ -42,11 +42,7 @@ impl Process {
     /// # Errors
     /// If it has ended.
     pub fn processor_time(&self) -> anyhow::Result<Duration> {
-        // utime and stime, the 14th and 15th field; the second is a name in parentheses.
-        let stat = self.proc("stat")?;
-        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let ticks = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
-        Ok(Duration::from_millis(ticks * MILLISECONDS_A_TICK))
+        processor_time(&self.child.id().to_string()).with_context(|| format!("{} has ended", self.name))
     }
 
     /// The bytes of memory that it has now.
@@ -92,6 +88,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The processor time that a process took so far, by its number or as `self`.
+///
+/// # Errors
+/// If it has ended.
+pub fn processor_time(process: &str) -> anyhow::Result<Duration> {
+    // utime and stime, the 14th and 15th field; the second is a name in parentheses.
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+    Ok(Duration::from_millis(ticks * MILLISECONDS_A_TICK))
 }
 
 /// From now on, SIGTERM and Ctrl-C end the programs that this one started, and then this one.

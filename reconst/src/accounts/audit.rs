@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sqlx::{Any, Transaction};
 
-use super::{Accounts, AccountsError, registry::now};
+use super::{Accounts, AccountsError, parts::Part, registry::now};
 
 /// A change, as the log shows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -27,6 +27,15 @@ impl Accounts {
     pub fn acting_as(mut self, actor: &str) -> Self {
         self.actor = actor.chars().filter(|c| !c.is_control()).take(ACTOR_CHARS_MAX).collect::<String>().into();
         self
+    }
+
+    /// A part of the log: at most `limit` entries after the one of that number.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn audit_part(&self, after: Option<i64>, limit: u32) -> Result<Part<AuditEntry, i64>, AccountsError> {
+        let found = self.audit_log(after.unwrap_or(0), limit.saturating_add(1)).await?;
+        Ok(Part::cut(found, limit, |entry| entry.number))
     }
 
     /// At most `limit` entries after the one of number `after`, the oldest first.

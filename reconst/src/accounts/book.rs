@@ -1,6 +1,6 @@
 //! Where the limits and the usage of users and of LANs are kept: tables of the same columns, by two kinds of key.
 
-use super::{MemberId, lan_accounts::LanKey};
+use super::{MemberId, lan_accounts::LanKey, usage::LIMIT_COLUMNS};
 
 /// Who spends from an account.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -47,6 +47,11 @@ impl Book {
     /// Who has that key.
     pub(super) fn spender(self, key: i64) -> Spender {
         if self == LANS { Spender::Lan(LanKey(key)) } else { Spender::User(MemberId(key)) }
+    }
+
+    /// All limits: key, and what [`LIMIT_COLUMNS`] names.
+    pub(super) fn all_limits(self) -> String {
+        format!("SELECT {}, {LIMIT_COLUMNS} FROM {}", self.key, self.limits)
     }
 
     /// What was counted by a server alone, and by each node: key, period, up, down.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Name,
-        quota::{Limits, Period, UnixSeconds},
+        quota::{Limits, UnixSeconds},
     },
     ids::LanId,
 };
@@ -16,8 +16,10 @@ use super::{
     Accounts, AccountsError, Spender,
     book::LANS,
     number, parsed,
+    parts::Part,
     registry::{live_lan_key, put_limits_of},
-    usage::{self, limits_by_key, used_of},
+    report::period,
+    usage::{self, limits_by_key},
     written::WrittenLimits,
 };
 
@@ -99,31 +101,41 @@ impl Accounts {
         Ok(transaction.commit().await?)
     }
 
-    /// The LANs with what their users have used by `time`, by number.
+    /// A part of the LANs with what their users have used by `time`, by number: at most `limit` after the number `after`.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn lan_reports(&self, time: UnixSeconds) -> Result<Vec<LanReport>, AccountsError> {
-        let limits_by_lan = self.all_lan_limits().await?;
-        let sql = format!(
-            "SELECT lan_key, period_start, CAST(SUM(up_bytes) AS BIGINT), CAST(SUM(down_bytes) AS BIGINT) FROM ({}) counted
-             GROUP BY lan_key, period_start",
-            LANS.all_usage()
-        );
-        let usage: Vec<(i64, i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.pool).await?;
-        let used_by_period: BTreeMap<(i64, i64), (i64, i64)> =
-            usage.into_iter().map(|(key, start, up, down)| ((key, start), (up, down))).collect();
-        let lans: Vec<(i64, i64, String, i64, i64)> =
-            sqlx::query_as("SELECT lan_key, lan_id, name, data_port, created_at FROM lans WHERE removed_at IS NULL ORDER BY lan_id")
-                .fetch_all(&self.pool)
-                .await?;
-        let report = |(key, id, name, data_port, since): (i64, i64, String, i64, i64)| {
-            let limits = limits_by_lan.get(&LanKey(key)).cloned().unwrap_or_default();
-            let quota = limits.quota.as_ref();
-            let period = quota.map_or_else(Period::default, |quota| quota.period.clone());
-            let span = period.span(time, UnixSeconds(since));
-            let (up, down) = used_by_period.get(&(key, span.start.0)).copied().unwrap_or_default();
-            let used = used_of(up, down)?;
+    pub async fn lan_reports(&self, after: Option<LanId>, limit: u32, time: UnixSeconds) -> Result<Part<LanReport, LanId>, AccountsError> {
+        let sql = format!("{REPORTED} WHERE lan_id > $1 AND removed_at IS NULL ORDER BY lan_id LIMIT $2");
+        let rows: Vec<ReportedRow> = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(after.map_or(0, |after| i64::from(after.0)))
+            .bind(i64::from(limit) + 1)
+            .fetch_all(&self.pool)
+            .await?;
+        let part = Part::cut(self.reported(rows, time).await?, limit, |lan| LanId(lan.lan_id));
+        Ok(part)
+    }
+
+    /// The LAN of that name, with what its users have used by `time`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn lan_report(&self, name: &Name, time: UnixSeconds) -> Result<LanReport, AccountsError> {
+        let sql = format!("{REPORTED} WHERE name = $1 AND removed_at IS NULL");
+        let rows: Vec<ReportedRow> = sqlx::query_as(AssertSqlSafe(sql)).bind(name.as_str()).fetch_all(&self.pool).await?;
+        self.reported(rows, time).await?.pop().ok_or_else(|| AccountsError::NoLan(name.clone()))
+    }
+
+    async fn reported(&self, lans: Vec<ReportedRow>, time: UnixSeconds) -> Result<Vec<LanReport>, AccountsError> {
+        let keys: Vec<i64> = lans.iter().map(|lan| lan.0).collect();
+        let limits_by_lan = self.limits_of_keys(LANS, &keys).await?;
+        let limits = |key: i64| limits_by_lan.get(&key).cloned().unwrap_or_default();
+        let span = |&(key, .., since): &ReportedRow| period(&limits(key)).span(time, UnixSeconds(since));
+        let asked: Vec<(i64, UnixSeconds)> = lans.iter().map(|lan| (lan.0, span(lan).start)).collect();
+        let used_by_lan = self.used_in(LANS, &asked).await?;
+        let report = |lan: ReportedRow| {
+            let (span, (key, id, name, data_port, _)) = (span(&lan), lan);
+            let (limits, used) = (limits(key), used_by_lan.get(&key).copied().unwrap_or_default());
             Ok(LanReport {
                 name,
                 lan_id: number(id)?,
@@ -131,25 +143,19 @@ impl Accounts {
                 limits: (&limits).into(),
                 up_bytes: used.up,
                 down_bytes: used.down,
-                used_percent: quota.map(|quota| quota.percent(used)),
+                used_percent: limits.quota.as_ref().map(|quota| quota.percent(used)),
                 resets_at: span.end.0,
-                resets: period.zone.text(span.end),
+                resets: period(&limits).zone.text(span.end),
             })
         };
         lans.into_iter().map(report).collect()
     }
 }
 
-impl Accounts {
-    /// The LAN of that name, with what its users have used by `time`.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub async fn lan_report(&self, name: &Name, time: UnixSeconds) -> Result<LanReport, AccountsError> {
-        let reports = self.lan_reports(time).await?;
-        reports.into_iter().find(|lan| lan.name == name.as_str()).ok_or_else(|| AccountsError::NoLan(name.clone()))
-    }
-}
+/// Key, number, name, data port, when added.
+type ReportedRow = (i64, i64, String, i64, i64);
+
+const REPORTED: &str = "SELECT lan_key, lan_id, name, data_port, created_at FROM lans";
 
 pub(super) async fn all_lan_limits<'e>(store: impl Executor<'e, Database = Any>) -> Result<BTreeMap<LanKey, Limits>, AccountsError> {
     Ok(limits_by_key(store, LANS).await?.into_iter().map(|(key, limits)| (LanKey(key), limits)).collect())

@@ -20,7 +20,7 @@ use super::{
     book::Book,
     nodes::{CLOCK_MS, Registration, millis},
     number,
-    usage::{stored, used_of},
+    usage::{ROWS_PER_STATEMENT, parameters, stored, used_of},
 };
 
 /// What a node has counted, and what it wants.
@@ -227,10 +227,6 @@ async fn write_rows(
     Ok(())
 }
 
-fn parameters(first: usize, count: usize) -> String {
-    (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
-}
-
 /// How long a lease counts as used after its node was heard last: four times as long as it takes to take the node for dead, so that one whose
 /// database stalls keeps what it has.
 pub const LEASE_STANDS: Duration = Duration::from_secs(10);
@@ -243,4 +239,3 @@ const LEASE_MIN: u64 = 256 << 10;
 
 /// Rows are locked as long as a transaction takes, some milliseconds with these.
 const REPORTS_PER_TRANSACTION: usize = 500;
-const ROWS_PER_STATEMENT: usize = 100;

@@ -10,7 +10,17 @@ use shared::{
     ids::LanId,
 };
 
-use super::{Accounts, AccountsError, MemberId, number, registry::at, usage::stored};
+use sqlx::AssertSqlSafe;
+use time::Date;
+
+use super::{
+    Accounts, AccountsError, MemberId, day,
+    lan_accounts::LanKey,
+    number, parsed,
+    parts::{MemberPlace, Members, Part, Rows},
+    registry::at,
+    usage::{ROWS_PER_STATEMENT, parameters, stored},
+};
 
 /// What relays have carried since it was last kept, by LAN and relay.
 pub type Carried = BTreeMap<(LanId, Name), Used>;
@@ -18,14 +28,27 @@ pub type Carried = BTreeMap<(LanId, Name), Used>;
 /// A relay on the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lender {
+    /// The LAN's key in the store.
+    pub lan_key: LanKey,
     /// The relay's LAN and its name.
     pub lan: LanId,
+    /// The LAN's name.
+    pub lan_name: Name,
     /// See `lan`.
     pub name: Name,
+    /// When it was added.
+    pub added_at: UnixSeconds,
     /// The user whose PC it is.
-    pub owner: Option<(MemberId, Name)>,
+    pub owner: Option<Name>,
     /// What it has carried in the month asked for.
     pub carried: Used,
+}
+
+impl Lender {
+    /// The day it was added, UTC.
+    pub fn added_on(&self) -> Date {
+        day(self.added_at.0)
+    }
 }
 
 impl Accounts {
@@ -54,31 +77,41 @@ impl Accounts {
         Ok(transaction.commit().await?)
     }
 
-    /// All relays with what they have carried in the month of `time`, by LAN and name.
+    /// A part of the relays with what they have carried in the month of `time`.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn lenders(&self, time: UnixSeconds) -> Result<Vec<Lender>, AccountsError> {
-        type Row = (i64, String, Option<i64>, Option<String>, Option<i64>, Option<i64>);
+    pub async fn lenders(&self, members: &Members<'_>, time: UnixSeconds) -> Result<Part<Lender, MemberPlace>, AccountsError> {
+        type Row = (i64, i64, String, String, i64, Option<String>, Option<i64>, Option<i64>);
+        let Some(Rows { from, to }) = self.rows_of(members).await? else { return Ok(Part::empty()) };
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT l.lan_id, m.name, o.member_id, o.name, c.up_bytes, c.down_bytes FROM members m JOIN lans l ON l.lan_key = m.lan_key
+            "SELECT m.lan_key, l.lan_id, l.name, m.name, m.created_at, o.name, c.up_bytes, c.down_bytes
+             FROM members m JOIN lans l ON l.lan_key = m.lan_key
              LEFT JOIN members o ON o.member_id = m.owner_id AND o.removed_at IS NULL
              LEFT JOIN contributions c ON c.member_id = m.member_id AND c.month_start = $1
-             WHERE m.role = 'relay' AND m.removed_at IS NULL AND l.removed_at IS NULL ORDER BY l.lan_id, m.name",
+             WHERE m.role = 'relay' AND m.removed_at IS NULL AND l.removed_at IS NULL
+             AND (m.lan_key, m.role, m.name) > ($2, 'relay', $3) AND m.lan_key <= $4 ORDER BY m.lan_key, m.name LIMIT $5",
         )
         .bind(month_of(time))
+        .bind(from.0)
+        .bind(from.1)
+        .bind(to)
+        .bind(i64::from(members.limit) + 1)
         .fetch_all(&self.pool)
         .await?;
-        let lender = |(lan, name, owner_id, owner, up, down): Row| {
-            let owner: Option<Name> = owner.as_deref().map(super::parsed).transpose()?;
+        let lender = |(lan_key, lan, lan_name, name, added_at, owner, up, down): Row| {
             Ok(Lender {
+                lan_key: LanKey(lan_key),
                 lan: LanId(number(lan)?),
-                name: super::parsed(&name)?,
-                owner: owner_id.map(MemberId).zip(owner),
+                lan_name: parsed(&lan_name)?,
+                name: parsed(&name)?,
+                added_at: UnixSeconds(added_at),
+                owner: owner.as_deref().map(parsed).transpose()?,
                 carried: Used { up: number(up.unwrap_or(0))?, down: number(down.unwrap_or(0))? },
             })
         };
-        rows.into_iter().map(lender).collect()
+        let lenders = rows.into_iter().map(lender).collect::<Result<Vec<Lender>, AccountsError>>()?;
+        Ok(Part::cut(lenders, members.limit, |lender| MemberPlace { lan: lender.lan_key, name: lender.name.clone() }))
     }
 
     /// Notes whose PC a relay is: a user's of the same LAN, or nobody's that is known.
@@ -110,17 +143,23 @@ impl Accounts {
         Ok(transaction.commit().await?)
     }
 
-    /// What a user's relays have carried in the month of `time`.
-    pub(super) async fn lent(&self, time: UnixSeconds) -> Result<BTreeMap<MemberId, Used>, AccountsError> {
-        let mut lent: BTreeMap<MemberId, Used> = BTreeMap::new();
-        for lender in self.lenders(time).await? {
-            if let Some((owner, _)) = lender.owner {
-                let sum = lent.entry(owner).or_default();
-                sum.up += lender.carried.up;
-                sum.down += lender.carried.down;
+    /// What the relays of each of these users have carried in the month of `time`; who has none is left out.
+    pub(super) async fn lent_by(&self, users: &[MemberId], time: UnixSeconds) -> Result<BTreeMap<MemberId, Used>, AccountsError> {
+        let mut lent_by_user = BTreeMap::new();
+        for some in users.chunks(ROWS_PER_STATEMENT) {
+            let sql = format!(
+                "SELECT m.owner_id, CAST(SUM(c.up_bytes) AS BIGINT), CAST(SUM(c.down_bytes) AS BIGINT)
+                 FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN contributions c ON c.member_id = m.member_id AND c.month_start = $1
+                 WHERE m.owner_id IN ({}) AND m.role = 'relay' AND m.removed_at IS NULL AND l.removed_at IS NULL GROUP BY m.owner_id",
+                parameters(2, some.len())
+            );
+            let query = some.iter().fold(sqlx::query_as(AssertSqlSafe(sql)).bind(month_of(time)), |query, user| query.bind(user.0));
+            let rows: Vec<(i64, i64, i64)> = query.fetch_all(&self.pool).await?;
+            for (user, up, down) in rows {
+                lent_by_user.insert(MemberId(user), Used { up: number(up)?, down: number(down)? });
             }
         }
-        Ok(lent)
+        Ok(lent_by_user)
     }
 }
 
@@ -150,8 +189,9 @@ mod tests {
         accounts.set_owner(&elm, &pc, Some(&ann)).await.expect("a relay and a user");
         let lent = |report: crate::accounts::report::UserReport| (report.lent_up_bytes, report.lent_down_bytes);
         assert_eq!((lent(report(NOVEMBER).await), lent(report(DECEMBER).await)), ((20, 400), (10, 200)));
-        assert_eq!(lent(accounts.user_reports(NOVEMBER).await.expect("a list").remove(0)), (20, 400));
-        let lenders = accounts.lenders(NOVEMBER).await.expect("relays");
+        let all = Members::after(None);
+        assert_eq!(lent(accounts.users(&all, NOVEMBER).await.expect("a list").items.remove(0)), (20, 400));
+        let lenders = accounts.lenders(&all, NOVEMBER).await.expect("relays").items;
         assert_eq!(lenders.iter().map(|lender| (&lender.name, lender.carried.down)).collect::<Vec<_>>(), [(&pc, 400)]);
         accounts.set_owner(&elm, &pc, None).await.expect("a relay");
         assert!(accounts.set_owner(&elm, &pc, Some(&name("bob"))).await.is_err());

@@ -67,6 +67,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (7, "lan quotas", include_str!("../../migrations/0007_lan_quotas.sql")),
     (8, "needs", include_str!("../../migrations/0008_needs.sql")),
     (9, "lan leases", include_str!("../../migrations/0009_lan_leases.sql")),
+    (10, "lists", include_str!("../../migrations/0010_lists.sql")),
 ];
 
 const NEWEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;

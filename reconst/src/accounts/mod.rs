@@ -18,6 +18,7 @@ pub mod ledger;
 mod migrations;
 pub mod nodes;
 pub mod nodes_report;
+pub mod parts;
 pub mod registry;
 mod renewals;
 pub mod report;

@@ -11,10 +11,16 @@ use shared::{
     ids::LanId,
 };
 use sqlx::{Any, AssertSqlSafe, Transaction};
-use time::{Date, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::{
-    Accounts, AccountsError, Limits, MemberId, Spender, book::Book, day, identity, lan_accounts::LanKey, number, parsed, usage::stored,
+    Accounts, AccountsError, Limits, MemberId, Spender,
+    book::Book,
+    identity,
+    lan_accounts::LanKey,
+    number, parsed,
+    parts::{MemberPlace, Members, Part, Rows},
+    usage::stored,
 };
 
 /// A LAN that is served.
@@ -28,13 +34,15 @@ pub struct Lan {
     pub data_port: u16,
 }
 
-/// A member as a list shows it.
+/// A user as a list shows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listed {
     /// Its key in the store.
     pub id: MemberId,
     /// Its name, role and LAN.
     pub identity: Identity,
+    /// The LAN's key in the store.
+    pub lan_key: LanKey,
     /// The LAN's name.
     pub lan_name: Name,
     /// Whose limits and usage are its own.
@@ -45,13 +53,6 @@ pub struct Listed {
     pub since: UnixSeconds,
     /// What it may spend.
     pub limits: Limits,
-}
-
-impl Listed {
-    /// The day it was added, UTC.
-    pub fn added_on(&self) -> Date {
-        day(self.added_at.0)
-    }
 }
 
 /// A certificate that was issued to a member.
@@ -135,7 +136,11 @@ impl Accounts {
     /// # Errors
     /// If there is none.
     pub async fn lan(&self, name: &Name) -> Result<Lan, AccountsError> {
-        self.lans().await?.into_iter().find(|lan| lan.name == *name).ok_or_else(|| AccountsError::NoLan(name.clone()))
+        let row: Option<LanRow> = sqlx::query_as("SELECT lan_id, name, data_port FROM lans WHERE name = $1 AND removed_at IS NULL")
+            .bind(name.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        lan(row.ok_or_else(|| AccountsError::NoLan(name.clone()))?)
     }
 
     /// Moves a LAN to another data port; gives it as it was.
@@ -225,33 +230,19 @@ impl Accounts {
         Ok(member)
     }
 
-    /// The members of a role, by LAN and name.
+    /// How many members of a role there are.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn members(&self, role: Role) -> Result<Vec<Listed>, AccountsError> {
-        let rows: Vec<ListedRow> = sqlx::query_as(
-            "SELECT m.member_id, m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
-             FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
-             WHERE m.role = $1 AND m.removed_at IS NULL AND l.removed_at IS NULL ORDER BY l.lan_id, m.name",
+    pub async fn member_count(&self, role: Role) -> Result<u64, AccountsError> {
+        let count: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM members m JOIN lans l ON l.lan_key = m.lan_key
+             WHERE m.role = $1 AND m.removed_at IS NULL AND l.removed_at IS NULL",
         )
         .bind(role.to_string())
-        .fetch_all(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
-        let limits = if role == Role::User { self.all_limits().await? } else { BTreeMap::new() };
-        let listed = |(id, name, lan_id, lan_name, added_at, account, since): ListedRow| {
-            let account = MemberId(account);
-            Ok(Listed {
-                id: MemberId(id),
-                identity: identity(&role.to_string(), &name, lan_id)?,
-                lan_name: parsed(&lan_name)?,
-                account,
-                added_at: UnixSeconds(added_at),
-                since: UnixSeconds(since),
-                limits: limits.get(&account).cloned().unwrap_or_default(),
-            })
-        };
-        rows.into_iter().map(listed).collect()
+        number(count)
     }
 
     /// Whether the LAN of that number has a relay of that name now.
@@ -322,26 +313,38 @@ impl Accounts {
     /// # Errors
     /// If there is none.
     pub async fn user(&self, lan: &Name, name: &Name) -> Result<Listed, AccountsError> {
-        let row: Option<ListedRow> = sqlx::query_as(
-            "SELECT m.member_id, m.name, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
-             FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
-             WHERE m.role = 'user' AND m.name = $1 AND l.name = $2 AND m.removed_at IS NULL AND l.removed_at IS NULL",
-        )
-        .bind(name.as_str())
-        .bind(lan.as_str())
-        .fetch_optional(&self.pool)
-        .await?;
+        let sql =
+            format!("{LISTED} WHERE m.role = 'user' AND m.name = $1 AND l.name = $2 AND m.removed_at IS NULL AND l.removed_at IS NULL");
+        let row: Option<ListedRow> =
+            sqlx::query_as(AssertSqlSafe(sql)).bind(name.as_str()).bind(lan.as_str()).fetch_optional(&self.pool).await?;
         let none = || AccountsError::NoMember { lan: lan.clone(), role: Role::User, name: name.clone() };
-        let (id, name, lan_id, lan_name, added_at, account, since) = row.ok_or_else(none)?;
-        Ok(Listed {
-            id: MemberId(id),
-            identity: identity("user", &name, lan_id)?,
-            lan_name: parsed(&lan_name)?,
-            account: MemberId(account),
-            added_at: UnixSeconds(added_at),
-            since: UnixSeconds(since),
-            limits: self.limits(MemberId(account)).await?,
-        })
+        let mut user = listed(row.ok_or_else(none)?)?;
+        user.limits = self.limits(user.account).await?;
+        Ok(user)
+    }
+
+    /// A part of the users, by LAN and name.
+    pub(super) async fn listed_users(&self, members: &Members<'_>) -> Result<Part<Listed, MemberPlace>, AccountsError> {
+        let Some(Rows { from, to }) = self.rows_of(members).await? else { return Ok(Part::empty()) };
+        let sql = format!(
+            "{LISTED} WHERE m.role = 'user' AND m.removed_at IS NULL AND l.removed_at IS NULL
+             AND (m.lan_key, m.role, m.name) > ($1, 'user', $2) AND m.lan_key <= $3 ORDER BY m.lan_key, m.name LIMIT $4"
+        );
+        let rows: Vec<ListedRow> = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(from.0)
+            .bind(from.1)
+            .bind(to)
+            .bind(i64::from(members.limit) + 1)
+            .fetch_all(&self.pool)
+            .await?;
+        let users = rows.into_iter().map(listed).collect::<Result<Vec<Listed>, _>>()?;
+        let mut part = Part::cut(users, members.limit, |user| MemberPlace { lan: user.lan_key, name: user.identity.name.clone() });
+        let accounts: Vec<MemberId> = part.items.iter().map(|user| user.account).collect();
+        let limits_by_account = self.limits_of(&accounts).await?;
+        for user in &mut part.items {
+            user.limits = limits_by_account.get(&user.account).cloned().unwrap_or_default();
+        }
+        Ok(part)
     }
 
     /// Sets what may be spent from an account; users who have sessions are held to it within a second.
@@ -400,8 +403,25 @@ async fn live_user(transaction: &mut Transaction<'static, Any>, lan: &Name, name
     Ok(LiveUser { member, account })
 }
 
-/// Member, name, LAN's number and name, when added, whose account, since when.
-type ListedRow = (i64, String, i64, String, i64, i64, i64);
+/// Without limits.
+fn listed((id, name, lan_key, lan_id, lan_name, added_at, account, since): ListedRow) -> Result<Listed, AccountsError> {
+    Ok(Listed {
+        id: MemberId(id),
+        identity: identity("user", &name, lan_id)?,
+        lan_key: LanKey(lan_key),
+        lan_name: parsed(&lan_name)?,
+        account: MemberId(account),
+        added_at: UnixSeconds(added_at),
+        since: UnixSeconds(since),
+        limits: Limits::default(),
+    })
+}
+
+/// Member, name, LAN's key, number and name, when added, whose account, since when.
+type ListedRow = (i64, String, i64, i64, String, i64, i64, i64);
+
+const LISTED: &str = "SELECT m.member_id, m.name, m.lan_key, l.lan_id, l.name, m.created_at, a.member_id, a.created_at
+                      FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)";
 
 /// A member as the audit log names it.
 pub(super) fn at(name: &Name, lan: &Name) -> String {

@@ -1,12 +1,20 @@
 //! What an operator is shown of a user.
 
+use std::ops::Range;
+
 use serde::Serialize;
 use shared::community::{
     member::{Name, Role},
-    quota::{Period, UnixSeconds, Used},
+    quota::{Limits, Period, UnixSeconds, Used},
 };
 
-use super::{Accounts, AccountsError, Spender, registry::Listed, written::WrittenLimits};
+use super::{
+    Accounts, AccountsError, MemberId,
+    book::USERS,
+    parts::{MemberPlace, Members, Part},
+    registry::Listed,
+    written::WrittenLimits,
+};
 
 /// A user, what it may spend and what it has. Times are in seconds since 1970, UTC; what has no limit is left out.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -42,12 +50,8 @@ pub struct UserReport {
 }
 
 impl UserReport {
-    fn new(user: &Listed, time: UnixSeconds, used: impl FnOnce(UnixSeconds) -> Used, lent: Option<&Used>) -> Self {
+    fn new(user: &Listed, span: &Range<UnixSeconds>, used: Used, lent: Used) -> Self {
         let quota = user.limits.quota.as_ref();
-        let period = quota.map_or_else(Period::default, |quota| quota.period.clone());
-        let span = period.span(time, user.since);
-        let used = used(span.start);
-        let lent = lent.copied().unwrap_or_default();
         Self {
             name: user.identity.name.to_string(),
             lan: user.lan_name.to_string(),
@@ -61,24 +65,25 @@ impl UserReport {
             lent_down_bytes: lent.down,
             period_began_at: span.start.0,
             resets_at: span.end.0,
-            resets: period.zone.text(span.end),
+            resets: period(&user.limits).zone.text(span.end),
         }
     }
 }
 
+/// The period that counts by those limits.
+pub(super) fn period(limits: &Limits) -> Period {
+    limits.quota.as_ref().map_or_else(Period::default, |quota| quota.period.clone())
+}
+
 impl Accounts {
-    /// The users with what they have used by `time`, by LAN and name.
+    /// A part of the users with what they have used by `time`.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn user_reports(&self, time: UnixSeconds) -> Result<Vec<UserReport>, AccountsError> {
-        let (users, used, lent) = (self.members(Role::User).await?, self.latest_used().await?, self.lent(time).await?);
-        let report = |user: &Listed| {
-            let latest = used.get(&user.account);
-            let used = |start| latest.filter(|(began, _)| *began == start).map(|(_, used)| *used).unwrap_or_default();
-            UserReport::new(user, time, used, lent.get(&user.id))
-        };
-        Ok(users.iter().map(report).collect())
+    pub async fn users(&self, members: &Members<'_>, time: UnixSeconds) -> Result<Part<UserReport, MemberPlace>, AccountsError> {
+        let part = self.listed_users(members).await?;
+        let reports = self.user_reports(&part.items, time).await?;
+        Ok(part.with(reports))
     }
 
     /// The user of that name in the LAN, with what it has used by `time`.
@@ -87,7 +92,19 @@ impl Accounts {
     /// If there is none.
     pub async fn user_report(&self, lan: &Name, name: &Name, time: UnixSeconds) -> Result<UserReport, AccountsError> {
         let user = self.user(lan, name).await?;
-        let (used, lent) = (self.used(Spender::User(user.account)).await?, self.lent(time).await?);
-        Ok(UserReport::new(&user, time, |start| used.get(&start).copied().unwrap_or_default(), lent.get(&user.id)))
+        let report = self.user_reports(&[user], time).await?.pop();
+        report.ok_or_else(|| AccountsError::NoMember { lan: lan.clone(), role: Role::User, name: name.clone() })
+    }
+
+    async fn user_reports(&self, users: &[Listed], time: UnixSeconds) -> Result<Vec<UserReport>, AccountsError> {
+        let spans: Vec<Range<UnixSeconds>> = users.iter().map(|user| period(&user.limits).span(time, user.since)).collect();
+        let asked: Vec<(i64, UnixSeconds)> = users.iter().zip(&spans).map(|(user, span)| (user.account.0, span.start)).collect();
+        let ids: Vec<MemberId> = users.iter().map(|user| user.id).collect();
+        let (used, lent) = (self.used_in(USERS, &asked).await?, self.lent_by(&ids, time).await?);
+        let report = |(user, span): (&Listed, &Range<UnixSeconds>)| {
+            let (used, lent) = (used.get(&user.account.0).copied(), lent.get(&user.id).copied());
+            UserReport::new(user, span, used.unwrap_or_default(), lent.unwrap_or_default())
+        };
+        Ok(users.iter().zip(&spans).map(report).collect())
     }
 }

@@ -35,20 +35,29 @@ impl Accounts {
         rows.into_iter().map(|(start, up, down)| Ok((UnixSeconds(start), used_of(up, down)?))).collect()
     }
 
-    /// What each user has used in the latest period of its that was counted.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn latest_used(&self) -> Result<BTreeMap<MemberId, (UnixSeconds, Used)>, AccountsError> {
-        let all_usage = USERS.all_usage();
-        let sql = format!(
-            "SELECT u.member_id, u.period_start, CAST(SUM(u.up_bytes) AS BIGINT), CAST(SUM(u.down_bytes) AS BIGINT) FROM ({all_usage}) u
-             JOIN (SELECT member_id, max(period_start) AS period_start FROM ({all_usage}) counted GROUP BY member_id) latest
-             ON latest.member_id = u.member_id AND latest.period_start = u.period_start GROUP BY u.member_id, u.period_start"
-        );
-        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.pool).await?;
-        let used = |(user, start, up, down)| Ok((MemberId(user), (UnixSeconds(start), used_of(up, down)?)));
-        rows.into_iter().map(used).collect()
+    /// What each of these users, or each of these LANs, has used in the period of its that began then; who has used nothing is left out.
+    pub(super) async fn used_in(&self, book: Book, asked: &[(i64, UnixSeconds)]) -> Result<BTreeMap<i64, Used>, AccountsError> {
+        let Book { key, usage, node_usage, .. } = book;
+        let mut used_by_key = BTreeMap::new();
+        for some in asked.chunks(ROWS_PER_STATEMENT) {
+            let pairs = (0..some.len()).map(|row| format!("(${}, ${})", row * 2 + 1, row * 2 + 2)).collect::<Vec<_>>().join(", ");
+            let counted =
+                |table| format!("SELECT {key}, up_bytes, down_bytes FROM {table} WHERE ({key}, period_start) IN (VALUES {pairs})");
+            let sql = format!(
+                "SELECT {key}, CAST(SUM(up_bytes) AS BIGINT), CAST(SUM(down_bytes) AS BIGINT) FROM ({} UNION ALL {}) counted GROUP BY {key}",
+                counted(usage),
+                counted(node_usage)
+            );
+            let mut query = sqlx::query_as(AssertSqlSafe(sql));
+            for (key, start) in some {
+                query = query.bind(*key).bind(start.0);
+            }
+            let rows: Vec<(i64, i64, i64)> = query.fetch_all(&self.pool).await?;
+            for (key, up, down) in rows {
+                used_by_key.insert(key, used_of(up, down)?);
+            }
+        }
+        Ok(used_by_key)
     }
 
     /// Keeps the counts of many users and LANs, all of them or none.
@@ -75,27 +84,26 @@ impl Accounts {
         Ok(transaction.commit().await?)
     }
 
-    /// What each user may spend.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn all_limits(&self) -> Result<BTreeMap<MemberId, Limits>, AccountsError> {
-        all_limits(&self.pool).await
-    }
-
-    /// What these users may spend.
+    /// What these users may spend; who has no limit may be left out.
     ///
     /// # Errors
     /// If the store does not answer.
     pub async fn limits_of(&self, users: &[MemberId]) -> Result<BTreeMap<MemberId, Limits>, AccountsError> {
-        if users.len() > ASKED_ONE_BY_ONE {
-            return self.all_limits().await;
+        let keys: Vec<i64> = users.iter().map(|user| user.0).collect();
+        Ok(self.limits_of_keys(USERS, &keys).await?.into_iter().map(|(key, limits)| (MemberId(key), limits)).collect())
+    }
+
+    /// The limits of those keys of a book.
+    pub(super) async fn limits_of_keys(&self, book: Book, keys: &[i64]) -> Result<BTreeMap<i64, Limits>, AccountsError> {
+        let mut limits_by_key = BTreeMap::new();
+        for some in keys.chunks(ROWS_PER_STATEMENT) {
+            let sql = format!("{} WHERE {} IN ({})", book.all_limits(), book.key, parameters(1, some.len()));
+            let query = some.iter().fold(sqlx::query_as(AssertSqlSafe(sql)), |query, key| query.bind(*key));
+            for (key, limits) in keyed(query.fetch_all(&self.pool).await?)? {
+                limits_by_key.insert(key, limits);
+            }
         }
-        let mut limits = BTreeMap::new();
-        for user in users {
-            limits.insert(*user, self.limits(*user).await?);
-        }
-        Ok(limits)
+        Ok(limits_by_key)
     }
 
     pub(super) async fn limits(&self, user: MemberId) -> Result<Limits, AccountsError> {
@@ -111,13 +119,14 @@ pub(super) async fn all_limits<'e>(store: impl Executor<'e, Database = Any>) -> 
 /// All limits of a book, by its key.
 pub(super) async fn limits_by_key<'e>(
     store: impl Executor<'e, Database = Any>,
-    Book { key, limits: table, .. }: Book,
+    book: Book,
 ) -> Result<BTreeMap<i64, Limits>, AccountsError> {
-    type Row = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
-    let sql = format!("SELECT {key}, {LIMIT_COLUMNS} FROM {table}");
-    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(store).await?;
-    let limits = |(key, a, b, c, d, e, f, g, h): Row| Ok((key, limits((a, b, c, d, e, f, g, h))?));
-    rows.into_iter().map(limits).collect()
+    keyed(sqlx::query_as(AssertSqlSafe(book.all_limits())).fetch_all(store).await?)
+}
+
+fn keyed(rows: Vec<KeyedRow>) -> Result<BTreeMap<i64, Limits>, AccountsError> {
+    let keyed = |(key, a, b, c, d, e, f, g, h): KeyedRow| Ok((key, limits((a, b, c, d, e, f, g, h))?));
+    rows.into_iter().map(keyed).collect()
 }
 
 /// What one may spend; no row is no limits.
@@ -129,8 +138,11 @@ pub(super) async fn limits_of_key<'e>(store: impl Executor<'e, Database = Any>, 
 }
 
 /// As in [`LimitsRow`].
-const LIMIT_COLUMNS: &str = "quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
+pub(super) const LIMIT_COLUMNS: &str = "quota_bytes, period, time_zone, counts, throttle_bits_per_second, rate_up_bits_per_second,
                              rate_down_bits_per_second, max_flows";
+
+/// A key and its [`LimitsRow`].
+type KeyedRow = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
 
 /// Quota, period, zone, what it counts, rate beyond it, rate up, rate down, flows.
 type LimitsRow = (Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
@@ -159,8 +171,10 @@ pub(super) fn stored(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A user's row takes some 100 µs to ask for, all of ten thousand a good part of a second.
-const ASKED_ONE_BY_ONE: usize = 200;
+/// The places of so many parameters, from the one of that number on.
+pub(super) fn parameters(first: usize, count: usize) -> String {
+    (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+}
 
-/// Four numbers each; SQLite takes 32,766 a statement, and preparing one costs more the longer it is.
-const ROWS_PER_STATEMENT: usize = 100;
+/// At most six numbers each; SQLite takes 32,766 a statement, and preparing one costs more the longer it is.
+pub(super) const ROWS_PER_STATEMENT: usize = 100;

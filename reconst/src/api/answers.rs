@@ -1,5 +1,7 @@
 //! What the API answers when it does not do what it was asked, and how it reads requests.
 
+use std::{fmt::Display, str::FromStr};
+
 use axum::{
     Json,
     body::Bytes,
@@ -14,7 +16,11 @@ use shared::{
     service::{Exit, Failure},
 };
 
-use crate::accounts::{AccountsError, written::WrittenError};
+use crate::accounts::{
+    AccountsError,
+    parts::{LARGE_PART, Part, PlaceError},
+    written::WrittenError,
+};
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -110,10 +116,10 @@ pub(super) fn name(text: &str) -> Result<Name, ApiError> {
 #[serde(deny_unknown_fields)]
 pub(super) struct PageQuery {
     /// Only those of this LAN.
-    pub(super) lan: Option<String>,
+    lan: Option<String>,
     /// Those behind this one: a page's `next`.
-    pub(super) after: Option<String>,
-    limit: Option<usize>,
+    after: Option<String>,
+    limit: Option<u32>,
 }
 
 impl PageQuery {
@@ -121,8 +127,18 @@ impl PageQuery {
         query.map(|Query(query)| query).map_err(|rejection| ApiError::bad_request(rejection.body_text()))
     }
 
-    pub(super) fn limit(&self) -> usize {
-        self.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
+    pub(super) fn limit(&self) -> u32 {
+        self.limit.unwrap_or(PAGE_DEFAULT).clamp(1, LARGE_PART)
+    }
+
+    /// The place behind which the part begins.
+    pub(super) fn after<P: FromStr>(&self) -> Result<Option<P>, ApiError> {
+        self.after.as_deref().map(str::parse).transpose().map_err(|_| ApiError::bad_request(PlaceError.to_string()))
+    }
+
+    /// The LAN whose members are asked for.
+    pub(super) fn lan(&self) -> Result<Option<Name>, ApiError> {
+        self.lan.as_deref().map(name).transpose()
     }
 }
 
@@ -135,32 +151,9 @@ pub(super) struct Page<T> {
 }
 
 impl<T: Serialize> Page<T> {
-    /// The part of `all`, in the order of their keys, that `query` asks for.
-    pub(super) fn of(all: Vec<T>, key: impl Fn(&T) -> String, query: &PageQuery) -> Self {
-        let begin = match &query.after {
-            Some(after) => all.iter().position(|item| key(item) == *after).map_or(all.len(), |index| index + 1),
-            None => 0,
-        };
-        let limit = query.limit();
-        let is_last = all.len() - begin <= limit;
-        let items: Vec<T> = all.into_iter().skip(begin).take(limit).collect();
-        let next = if is_last { None } else { items.last().map(key) };
-        Self { items, next }
-    }
-
-    /// A part that was cut by the store.
-    pub(super) fn cut(items: Vec<T>, next: Option<String>) -> Self {
-        Self { items, next }
+    pub(super) fn answer<P: Display>(part: Part<T, P>) -> Response {
+        Json(Self { items: part.items, next: part.next.map(|place| place.to_string()) }).into_response()
     }
 }
 
-impl<T: Serialize> IntoResponse for Page<T> {
-    fn into_response(self) -> Response {
-        Json(self).into_response()
-    }
-}
-
-const PAGE_DEFAULT: usize = 100;
-
-/// A page of users takes about 600 KB.
-const PAGE_MAX: usize = 1000;
+const PAGE_DEFAULT: u32 = 100;

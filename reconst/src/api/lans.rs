@@ -16,7 +16,7 @@ use super::{
     Answer, Api,
     answers::{ApiError, Page, PageQuery, body, name},
 };
-use crate::accounts::{lan_accounts::LanReport, written::WrittenLimits};
+use crate::accounts::{AccountsError, written::WrittenLimits};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,8 +27,7 @@ struct NewLan {
 
 pub(super) async fn list(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    let lans = api.registrar.accounts().lan_reports(api.keeper.time()).await?;
-    Ok(Page::of(lans, |lan: &LanReport| lan.name.clone(), &query).into_response())
+    Ok(Page::answer(api.registrar.accounts().lan_reports(query.after()?.map(LanId), query.limit(), api.keeper.time()).await?))
 }
 
 pub(super) async fn get(State(api): State<Arc<Api>>, Path(lan): Path<String>) -> Answer {
@@ -49,10 +48,13 @@ pub(super) async fn set_limits(State(api): State<Arc<Api>>, Path(lan): Path<Stri
 /// Adds a LAN, moves one to another port, or finds it as it is to be.
 pub(super) async fn put(State(api): State<Arc<Api>>, Path(lan): Path<String>, bytes: Bytes) -> Answer {
     let (lan, wanted): (_, NewLan) = (name(&lan)?, body(&bytes)?);
-    let existing = api.registrar.accounts().lans().await?.into_iter().find(|known| known.name == lan);
-    let Some(existing) = existing else {
-        api.registrar.add_lan(&lan, wanted.lan_id.map(LanId), wanted.data_port).await?;
-        return report(&api, &lan, StatusCode::CREATED).await;
+    let existing = match api.registrar.accounts().lan(&lan).await {
+        Ok(existing) => existing,
+        Err(AccountsError::NoLan(_)) => {
+            api.registrar.add_lan(&lan, wanted.lan_id.map(LanId), wanted.data_port).await?;
+            return report(&api, &lan, StatusCode::CREATED).await;
+        }
+        Err(error) => return Err(error.into()),
     };
     if wanted.lan_id.is_some_and(|id| LanId(id) != existing.id) {
         return Err(ApiError::new(StatusCode::CONFLICT, "conflict", format!("LAN {lan} has number {}, which stays", existing.id)));

@@ -11,7 +11,7 @@ use axum::{
 
 use super::{
     Answer, Api,
-    answers::{ApiError, Page, PageQuery},
+    answers::{Page, PageQuery},
 };
 
 pub(super) async fn health() -> &'static str {
@@ -42,18 +42,12 @@ pub(super) async fn sessions(State(api): State<Arc<Api>>) -> Answer {
 
 pub(super) async fn flows(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    let flows = api.sessions.dedicated_ports().report();
-    Ok(Page::of(flows, |flow| format!("{}-{}", flow.session, flow.flow), &query).into_response())
+    Ok(Page::answer(api.sessions.dedicated_ports().part(query.after()?, query.limit())))
 }
 
 pub(super) async fn audit(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    let after = query.after.as_deref().unwrap_or("0");
-    let after = after.parse().map_err(|_| ApiError::bad_request("`after` is the number of a change"))?;
-    let limit = query.limit();
-    let entries = api.registrar.accounts().audit_log(after, limit as u32).await?;
-    let next = if entries.len() < limit { None } else { entries.last().map(|entry| entry.number.to_string()) };
-    Ok(Page::cut(entries, next).into_response())
+    Ok(Page::answer(api.registrar.accounts().audit_part(query.after()?, query.limit()).await?))
 }
 
 /// The API as OpenAPI 3.1 describes it.

@@ -17,7 +17,7 @@ use super::{
     Answer, Api,
     answers::{ApiError, Page, PageQuery, body, name},
 };
-use crate::accounts::{invites::Invitation, ledger::Lender, report::UserReport, written::WrittenLimits};
+use crate::accounts::{invites::Invitation, ledger::Lender, parts::Members, written::WrittenLimits};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -45,11 +45,9 @@ struct RelayReport {
 
 pub(super) async fn users(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    let mut users = api.registrar.accounts().user_reports(api.keeper.time()).await?;
-    if let Some(lan) = &query.lan {
-        users.retain(|user| user.lan == *lan);
-    }
-    Ok(Page::of(users, |user: &UserReport| format!("{}@{}", user.name, user.lan), &query).into_response())
+    let lan = query.lan()?;
+    let members = Members { lan: lan.as_ref(), after: query.after()?, limit: query.limit() };
+    Ok(Page::answer(api.registrar.accounts().users(&members, api.keeper.time()).await?))
 }
 
 pub(super) async fn user(State(api): State<Arc<Api>>, Path((lan, user)): Path<(String, String)>) -> Answer {
@@ -85,16 +83,16 @@ pub(super) async fn invite_relay(State(api): State<Arc<Api>>, Path((lan, relay))
 
 pub(super) async fn relays(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    let relays = api.registrar.accounts().lenders(api.keeper.time()).await?;
+    let lan = query.lan()?;
+    let members = Members { lan: lan.as_ref(), after: query.after()?, limit: query.limit() };
     let report = |lender: Lender| RelayReport {
         name: lender.name.to_string(),
         lan_id: lender.lan.0,
-        owner: lender.owner.map(|(_, name)| name.to_string()),
+        owner: lender.owner.map(|name| name.to_string()),
         lent_up_bytes: lender.carried.up,
         lent_down_bytes: lender.carried.down,
     };
-    let relays = relays.into_iter().map(report).collect();
-    Ok(Page::of(relays, |relay: &RelayReport| format!("{}@{}", relay.name, relay.lan_id), &query).into_response())
+    Ok(Page::answer(api.registrar.accounts().lenders(&members, api.keeper.time()).await?.map(report)))
 }
 
 async fn remove(api: &Api, lan: &str, role: Role, member: &str) -> Answer {

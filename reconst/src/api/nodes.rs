@@ -9,12 +9,13 @@ use axum::{
     response::IntoResponse,
 };
 use serde::Deserialize;
+use shared::community::member::Name;
 
 use super::{
     Answer, Api,
     answers::{ApiError, Page, PageQuery, body, name},
 };
-use crate::accounts::nodes_report::NodeReport;
+use crate::accounts::parts::Part;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,8 +31,12 @@ struct Place {
 
 pub(super) async fn list(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    let nodes = api.registrar.accounts().node_reports().await?;
-    Ok(Page::of(nodes, |node: &NodeReport| node.name.clone(), &query).into_response())
+    let after: Option<Name> = query.after()?;
+    // They are few, and read as a whole twice a second anyway.
+    let mut nodes = api.registrar.accounts().node_reports().await?;
+    nodes.retain(|node| after.as_ref().is_none_or(|after| node.name.as_str() > after.as_str()));
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Page::answer(Part::cut(nodes, query.limit(), |node| node.name.clone())))
 }
 
 pub(super) async fn remove(State(api): State<Arc<Api>>, Path(node): Path<String>) -> Answer {

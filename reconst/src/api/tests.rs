@@ -87,19 +87,38 @@ async fn a_user_is_invited_limited_and_removed() {
 #[tokio::test]
 async fn a_list_comes_in_parts_that_make_up_the_whole() {
     let bench = Bench::new().await;
-    for number in 0..7 {
-        bench.ask(Method::POST, &format!("/v1/lans/elm/users/u{number}/invites"), Value::Null).await;
+    for lan in ["oak", "ash"] {
+        bench.ask(Method::PUT, &format!("/v1/lans/{lan}"), Value::Null).await;
     }
-    let (mut names, mut after) = (Vec::new(), String::new());
-    loop {
-        let (_, page) = bench.ask(Method::GET, &format!("/v1/users?lan=elm&limit=3{after}"), Value::Null).await;
-        names.extend(page["items"].as_array().expect("a list").iter().map(|user| user["name"].as_str().expect("a name").to_owned()));
-        match page["next"].as_str() {
-            Some(next) => after = format!("&after={next}"),
-            None => break,
+    for number in 0..7 {
+        let lan = ["elm", "elm", "oak"][number % 3];
+        for role in ["users", "relays"] {
+            bench.ask(Method::POST, &format!("/v1/lans/{lan}/{role}/m{number}/invites"), Value::Null).await;
         }
     }
-    assert_eq!(names, ["u0", "u1", "u2", "u3", "u4", "u5", "u6"]);
+    for list in ["users", "relays"] {
+        assert_eq!(bench.names(&format!("/v1/{list}?limit=3")).await, ["m0", "m1", "m3", "m4", "m6", "m2", "m5"], "by LAN, then name");
+        assert_eq!(bench.names(&format!("/v1/{list}?lan=elm&limit=2")).await, ["m0", "m1", "m3", "m4", "m6"]);
+        assert_eq!(bench.names(&format!("/v1/{list}?lan=oak&limit=2")).await, ["m2", "m5"]);
+        assert_eq!(bench.names(&format!("/v1/{list}?lan=yew&limit=2")).await, [""; 0]);
+    }
+    assert_eq!(bench.names("/v1/lans?limit=2").await, ["oak", "ash", "elm"], "by number");
+}
+
+#[tokio::test]
+async fn who_is_removed_between_two_parts_takes_nobody_else_along() {
+    let bench = Bench::new().await;
+    for number in 0..5 {
+        bench.ask(Method::POST, &format!("/v1/lans/elm/users/u{number}/invites"), Value::Null).await;
+    }
+    let (_, first) = bench.ask(Method::GET, "/v1/users?limit=2", Value::Null).await;
+    bench.ask(Method::DELETE, "/v1/lans/elm/users/u1", Value::Null).await;
+    bench.ask(Method::DELETE, "/v1/lans/elm/users/u3", Value::Null).await;
+    bench.ask(Method::POST, "/v1/lans/elm/users/u11/invites", Value::Null).await;
+    let after = first["next"].as_str().expect("a next part");
+    assert_eq!(bench.names(&format!("/v1/users?after={after}")).await, ["u11", "u2", "u4"]);
+    bench.ask(Method::DELETE, "/v1/lans/elm", Value::Null).await;
+    assert_eq!(bench.names(&format!("/v1/users?after={after}")).await, [""; 0]);
 }
 
 #[tokio::test]
@@ -145,7 +164,15 @@ async fn what_makes_no_sense_is_refused_with_a_reason() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {answer}");
         assert!(!answer["error"]["message"].as_str().expect("a reason").is_empty());
     }
-    for path in ["/v1/users?limit=many", "/v1/users?color=red", "/v1/audit?after=never", "/v1/lans/Elm!/users/ann"] {
+    for path in [
+        "/v1/users?limit=many",
+        "/v1/users?color=red",
+        "/v1/audit?after=never",
+        "/v1/users?after=ann",
+        "/v1/lans?after=elm",
+        "/v1/flows?after=x",
+        "/v1/lans/Elm!/users/ann",
+    ] {
         let (status, answer) = bench.ask(Method::GET, path, Value::Null).await;
         assert_eq!((status, &answer["error"]["code"]), (StatusCode::BAD_REQUEST, &json!("bad-request")), "{path}");
     }
@@ -193,6 +220,20 @@ impl Bench {
         let api =
             Api { registrar: registrar.acting_as("api"), sessions, keeper, figures: Box::new(Figures::default), token: "secret".into() };
         Self { router: router(Arc::new(api)), _scratch: scratch }
+    }
+
+    /// The names in a list, read part by part.
+    async fn names(&self, path: &str) -> Vec<String> {
+        let (mut names, mut after) = (Vec::new(), String::new());
+        loop {
+            let (status, page) = self.ask(Method::GET, &format!("{path}{after}"), Value::Null).await;
+            assert_eq!(status, StatusCode::OK, "{path}{after}: {page}");
+            names.extend(page["items"].as_array().expect("a list").iter().map(|item| item["name"].as_str().expect("a name").to_owned()));
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => return names,
+            }
+        }
     }
 
     async fn ask(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {

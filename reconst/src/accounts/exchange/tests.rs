@@ -59,7 +59,7 @@ async fn in_another_reconst_members_are_there_and_have_to_join_anew() {
     let (other, _scratch) = testing::registrar().await;
     let imported = other.import(&document, false).await.expect("it goes together");
     assert_eq!(imported.certificates_left_out, 3);
-    assert_eq!(other.accounts().members(Role::User).await.expect("users").len(), 2);
+    assert_eq!(other.accounts().member_count(Role::User).await.expect("users"), 2);
     let again = other.accounts().export().await.expect("a document");
     assert_eq!(
         (again.user[0].account.clone(), again.user[1].account.clone(), again.relay.len()),

@@ -1,5 +1,6 @@
 //! Measures what quotas hold and cost: overshoot, the member database with many members, a grant. See `--help`.
 
+mod members;
 mod overshoot;
 
 use std::{
@@ -20,17 +21,13 @@ use neighbourhood::{
 };
 use reconst::{
     Database,
-    accounts::{Limits, MemberId, Quota, Spender, registry::IssuedTo},
-    provision::{DEFAULT_LOGIN_PORT, Registrar},
+    accounts::{Limits, Quota},
 };
 use shared::{
     community::{
-        member::{Identity, Name, Role},
-        quota::{Account, SharedAccount, Sharer, UnixSeconds, Used, Way},
+        member::Name,
+        quota::{Account, SharedAccount, Sharer, UnixSeconds, Way},
     },
-    ids::LanId,
-    service::Shutdown,
-    target::Host,
     units::{Rate, Size},
 };
 use tokio::task::JoinSet;
@@ -94,7 +91,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         grants();
     }
     if is_wanted(What::Members) {
-        members(&arguments).await?;
+        members::members(&arguments).await?;
     }
     if is_wanted(What::Rate) {
         rate().await?;
@@ -184,56 +181,6 @@ async fn share(what: &str, line: &str, limits: Limits) -> anyhow::Result<()> {
     neighbourhood.stop().await
 }
 
-/// Fills a database, and prints what it costs to start from, to ask and to keep counts in.
-async fn members(arguments: &Arguments) -> anyhow::Result<()> {
-    let scratch = tempfile::tempdir()?;
-    let state = scratch.path().join("state");
-    let host = Host::parse("127.0.0.1")?;
-    let registrar = Registrar::init_with(&state, &[host], DEFAULT_LOGIN_PORT, arguments.database.as_ref()).await?;
-    for number in 1..=arguments.lans {
-        registrar.add_lan(&name(&format!("lan{number}"))?, Some(LanId(number)), None).await?;
-    }
-    let accounts = registrar.accounts();
-    let begun = Instant::now();
-    let limits = Limits { quota: Some(Quota::of(Size { bytes: 100_000_000_000 })), ..Limits::default() };
-    let expires_at = time::OffsetDateTime::now_utc() + time::Duration::days(1);
-    let mut members: Vec<MemberId> = Vec::new();
-    for number in 0..arguments.users {
-        let lan = LanId(1 + (number % usize::from(arguments.lans)) as u16);
-        let identity = Identity { name: name(&format!("user{number}"))?, role: Role::User, lan };
-        let der = format!("certificate of {number:>480}");
-        let issued = IssuedTo { der: der.as_bytes(), expires_at };
-        members.push(accounts.add_member(&name(&format!("lan{}", lan.0))?, &identity, &limits, issued).await?);
-    }
-    let each = |begun: Instant, count: usize| begun.elapsed() / count.max(1) as u32;
-    println!("{} users in {} LANs; one added in {:?}", arguments.users, arguments.lans, each(begun, arguments.users));
-    let begun = Instant::now();
-    for number in 0..LOOKUPS {
-        let der = format!("certificate of {:>480}", number * 7919 % arguments.users.max(1));
-        accounts.authorise(&der.into_bytes().into(), Role::User).await.context("a member")?;
-    }
-    println!("login: {:?} each", each(begun, LOOKUPS));
-    let begun = Instant::now();
-    let reports = accounts.user_reports(now()).await?;
-    println!("list of {} users: {:?}", reports.len(), begun.elapsed());
-    let counts: Vec<_> = members.iter().map(|member| (Spender::User(*member), UnixSeconds(0), Used { up: 1, down: 2 })).collect();
-    for round in ["first", "again"] {
-        let begun = Instant::now();
-        accounts.keep_used(&counts).await?;
-        println!("counts of {} users kept, {round}: {:?}", counts.len(), begun.elapsed());
-    }
-    accounts.close().await;
-    let mut config = reconst::Config::new(&state, "127.0.0.1".parse()?);
-    config.login_port_override = Some(0);
-    config.has_ephemeral_data_ports = true;
-    let shutdown = Shutdown::new();
-    let begun = Instant::now();
-    let running = reconst::start(config, shutdown.clone()).await?;
-    println!("reconst started in {:?}", begun.elapsed());
-    shutdown.request();
-    running.wait().await
-}
-
 /// Prints what a grant costs, with and without a rate.
 fn grants() {
     let limits = Limits { quota: Some(Quota::of(Size { bytes: u64::MAX >> 1 })), ..Limits::default() };
@@ -276,7 +223,6 @@ fn now() -> UnixSeconds {
     UnixSeconds(time::OffsetDateTime::now_utc().unix_timestamp())
 }
 
-const LOOKUPS: usize = 5_000;
 const GRANTS: u32 = 1_000_000;
 
 /// For the limits to hold.
