@@ -48,7 +48,9 @@ impl Congestion {
                 if measured > 0.0 { measured } else { self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3) / 2.0 };
             self.phase = Phase::Steady;
             self.empty_rounds = 0;
-            self.undisturbed.push(now, self.capacity);
+            if measured > 0.0 {
+                self.undisturbed.push(now, measured);
+            }
             // Somebody else's queue may have hidden the least delay.
             self.drain_pause = FIRST_DRAIN_AFTER;
             self.drain = Drain::Waiting(Some(now + FIRST_DRAIN_AFTER));
@@ -95,4 +97,36 @@ impl Congestion {
 /// How much the capacity follows an acknowledgement of so many bytes, of which those of a `span` count for most.
 pub(super) fn weight(rate: Rate, acked_bytes: u64, span: Duration) -> f64 {
     (CAPACITY_WEIGHT * acked_bytes as f64 / (rate.arrival * span.as_secs_f64()).max(1.0)).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_slow_start_guesses_is_not_what_the_line_gave() {
+        let start = Instant::now();
+        let mut congestion = Congestion::new(Duration::from_millis(340));
+        // Too few bytes for a rate: a modem's first packets, each of which waits for the one before.
+        for number in 0..5 {
+            let rtt = Duration::from_millis(340 + 175 * number);
+            congestion.on_ack(
+                start + rtt,
+                &AckSample {
+                    acked_bytes: 1228,
+                    lost_bytes: 0,
+                    spurious_bytes: 0,
+                    largest_sent: Some((start, 0)),
+                    received_at_us: rtt.as_micros() as u64,
+                    rtt,
+                    smoothed_rtt: rtt,
+                    ack_delay: Duration::from_millis(25),
+                    in_flight: 15_000,
+                },
+            );
+        }
+        assert_eq!(congestion.phase, Phase::Steady);
+        assert!(congestion.capacity > 0.0);
+        assert_eq!(congestion.undisturbed.most(start), None);
+    }
 }

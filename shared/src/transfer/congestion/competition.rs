@@ -37,7 +37,7 @@ pub(super) struct Competition {
     peak: f64,
     check: Option<Check>,
     checks: u32,
-    /// The least queue of the last check, and how many before found the same.
+    /// The least queue of the last check that was thorough, and how many before found the same.
     floor: Option<f64>,
     same_floors: u32,
     /// Whether the last check may have found nobody else, had it been longer.
@@ -58,6 +58,8 @@ struct Check {
     least: f64,
     /// Whether it began because the queue fell.
     is_at_fall: bool,
+    /// Whether it is long enough to empty a queue of ours alone.
+    is_thorough: bool,
     /// The part of our pace at which to send.
     gain: f64,
 }
@@ -122,7 +124,9 @@ const DECREASE_BELOW_SHARE: f64 = 0.9;
 /// A check of a deep queue holds back for so long: what it does is seen only when the queue has passed. After one that saw more than this share of
 /// the line, when the queue falls, and every so many times one goes on, at less, until a queue of ours alone would be empty: two paths that
 /// compete with each other alone see the queue fall, each by the other's check, and empty it together.
+/// Fewer packets say nothing.
 const SHORT_CHECK: Duration = Duration::from_millis(250);
+const SHORT_CHECK_PACKETS: f64 = 8.0;
 const ALONE: f64 = 0.8;
 const THOROUGH_EVERY: u32 = 4;
 const THOROUGH_GAIN: f64 = 0.25;
@@ -133,7 +137,7 @@ const EMPTYING_MARGIN: f64 = 1.25;
 /// The time between checks: the first comes soon, later ones cost a competitor's patience and a part of our share.
 const CHECK_EVERY: (Duration, Duration) = (Duration::from_millis(700), Duration::from_secs(2));
 
-/// A queue that is the same at the end of so many more checks is none: somebody else's would have moved.
+/// A queue that is the same at the end of so many more thorough checks is none: somebody else's would have moved.
 const SAME_FLOORS: u32 = 1;
 
 impl Competition {
@@ -256,6 +260,9 @@ impl Competition {
         self.check_at = if self.looks_alone { now } else { self.check_at };
         self.check_at_fall = now + CHECK_EVERY.0;
         self.peak = 0.0;
+        if !check.is_thorough {
+            return None;
+        }
         self.same_floors = if self.floor.is_some_and(|floor| (floor - least).abs() <= signs.same) { self.same_floors + 1 } else { 0 };
         self.floor = Some(least);
         (signs.has_whole_line && self.same_floors >= SAME_FLOORS).then_some(Finding::LongerWay)
@@ -268,13 +275,15 @@ impl Competition {
     fn begin_check(&mut self, now: Instant, rtt: Duration, queue: f64, is_at_fall: bool) {
         let is_thorough = self.looks_alone || is_at_fall || self.checks % THOROUGH_EVERY == THOROUGH_EVERY - 1;
         let to_empty = |gain: f64| rtt.max(duration(EMPTYING_MARGIN * queue / (1.0 - gain))) + Duration::from_millis(20);
-        let (gain, time) = match to_empty(CHECK_GAIN) {
-            time if time <= SHORT_CHECK => (CHECK_GAIN, time),
-            _ if is_thorough => (THOROUGH_GAIN, to_empty(THOROUGH_GAIN)),
-            _ => (CHECK_GAIN, SHORT_CHECK),
+        let short = SHORT_CHECK.max(rtt.mul_f64(SHORT_CHECK_PACKETS * PACKET_BYTES / (CHECK_GAIN * self.window)));
+        let (is_thorough, gain, time) = match to_empty(CHECK_GAIN) {
+            time if time <= short => (true, CHECK_GAIN, time),
+            _ if is_thorough => (true, THOROUGH_GAIN, to_empty(THOROUGH_GAIN)),
+            _ => (false, CHECK_GAIN, short),
         };
+        let until = now + time;
         self.check =
-            Some(Check { began: now, rtt: rtt.as_secs_f64(), queue, until: now + time, holds_back: true, least: queue, is_at_fall, gain });
+            Some(Check { began: now, rtt: rtt.as_secs_f64(), queue, until, holds_back: true, least: queue, is_at_fall, is_thorough, gain });
     }
 
     /// Follows what a check says of our share of the line: half of what we have in flight was away, and the queue that much shorter. If the

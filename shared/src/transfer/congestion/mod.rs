@@ -121,7 +121,7 @@ enum Phase {
 #[derive(Debug, Default)]
 struct Round {
     began: Option<Instant>,
-    /// The line's rate when it began, bytes per second.
+    /// The line's rate when it began, bytes per second; 0 if that was not measured yet.
     capacity: f64,
     /// At its end, bytes.
     in_flight: f64,
@@ -279,7 +279,7 @@ impl Congestion {
     fn end_round(&mut self, now: Instant) {
         let round = std::mem::take(&mut self.round);
         self.round.began = Some(now);
-        self.round.capacity = self.capacity;
+        self.round.capacity = if self.is_measured() { self.capacity } else { 0.0 };
         if let Some(patience) = &mut self.patience {
             patience.end_round();
         }
@@ -299,7 +299,8 @@ impl Congestion {
             self.loss = (self.loss + (lost - self.loss) / 16.0).min(MAX_LOSS);
         }
         self.cautious_until = self.cautious_until.filter(|until| now < *until);
-        if self.phase == Phase::Steady {
+        // One that began in slow start had less in flight then than at the ends of the rounds.
+        if self.phase == Phase::Steady && round.capacity > 0.0 {
             self.note_floor(now, &round);
         }
         // A queue that has begun to grow is what the last rounds' pace made.

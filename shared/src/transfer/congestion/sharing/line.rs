@@ -16,6 +16,8 @@ pub(super) struct Report {
     pub(super) shares: Vec<f64>,
     /// The queue, on average.
     pub(super) queue: Duration,
+    /// Whether a path has taken the queue for somebody else's.
+    pub(super) competed: bool,
 }
 
 impl Report {
@@ -50,6 +52,7 @@ pub(super) struct Line {
     counts: bool,
     queue_sum: f64,
     queue_looks: u32,
+    competed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -105,6 +108,7 @@ impl Line {
             counts: false,
             queue_sum: 0.0,
             queue_looks: 0,
+            competed: false,
         }
     }
 
@@ -165,6 +169,7 @@ impl Line {
         Report {
             shares: self.delivered.iter().map(|bytes| bytes / capacity).collect(),
             queue: Duration::from_secs_f64(self.queue_sum / f64::from(self.queue_looks.max(1))),
+            competed: self.competed,
         }
     }
 
@@ -269,20 +274,23 @@ impl Line {
         sender.srtt += (rtt - sender.srtt) / 8.0;
         let next = sender.next;
         match &mut sender.kind {
-            Kind::Path(congestion) => congestion.on_ack(
-                instant,
-                &AckSample {
-                    acked_bytes: acked * PACKET_BYTES as u64,
-                    lost_bytes: lost * PACKET_BYTES as u64,
-                    spurious_bytes: 0,
-                    largest_sent: Some((start + Duration::from_secs_f64(sent_at), (sent_at * 1e6) as u64)),
-                    received_at_us: (arrived_at * 1e6) as u64,
-                    rtt: Duration::from_secs_f64(rtt),
-                    smoothed_rtt: Duration::from_secs_f64(sender.srtt),
-                    ack_delay: crate::transfer::acks::max_delay(Duration::from_secs_f64(sender.srtt)),
-                    in_flight: sender.in_flight.len() as u64 * PACKET_BYTES as u64,
-                },
-            ),
+            Kind::Path(congestion) => {
+                congestion.on_ack(
+                    instant,
+                    &AckSample {
+                        acked_bytes: acked * PACKET_BYTES as u64,
+                        lost_bytes: lost * PACKET_BYTES as u64,
+                        spurious_bytes: 0,
+                        largest_sent: Some((start + Duration::from_secs_f64(sent_at), (sent_at * 1e6) as u64)),
+                        received_at_us: (arrived_at * 1e6) as u64,
+                        rtt: Duration::from_secs_f64(rtt),
+                        smoothed_rtt: Duration::from_secs_f64(sender.srtt),
+                        ack_delay: crate::transfer::acks::max_delay(Duration::from_secs_f64(sender.srtt)),
+                        in_flight: sender.in_flight.len() as u64 * PACKET_BYTES as u64,
+                    },
+                );
+                self.competed |= congestion.competition.is_some();
+            }
             Kind::Cubic(cubic) => cubic.on_ack(now, (acked, lost), number, next, (now - sent_at, sender.srtt)),
         }
         self.send(place);

@@ -13,11 +13,24 @@ use super::PACKET_BYTES;
 
 #[test]
 fn a_path_alone_fills_its_line_and_keeps_the_queue_short() {
-    for (rate, rtt, queue) in [(25.0, 20, 100), (10.0, 20, 500), (2.0, 100, 2000), (0.5, 60, 1000), (200.0, 10, 50), (30.0, 160, 100)] {
+    let lines = [
+        (25.0, 20, 100),
+        (10.0, 20, 500),
+        (2.0, 100, 2000),
+        (0.5, 60, 1000),
+        (200.0, 10, 50),
+        (30.0, 160, 100),
+        (0.4, 40, 2000),
+        (0.3, 20, 2000),
+        (0.056, 150, 2000),
+    ];
+    for (rate, rtt, queue) in lines {
         let mut line = Line::new(rate, rtt, queue);
         let path = line.add_path(0.0);
-        let report = line.run(5.0, 25.0);
+        // A modem needs some seconds to pass on what slow start sends.
+        let report = line.run(10.0, 40.0);
         assert!(report.shares[path] > 0.97, "{rate} Mbit/s, {rtt} ms: {report:?}");
+        assert!(!report.competed, "{rate} Mbit/s, {rtt} ms: {report:?}");
         let packets = Duration::from_secs_f64(3.0 * PACKET_BYTES / line.rate);
         assert!(report.queue < Duration::from_millis(25).max(packets), "{rate} Mbit/s, {rtt} ms: {report:?}");
     }
