@@ -4,7 +4,7 @@ mod common;
 
 use std::{net::SocketAddr, time::Duration};
 
-use common::{Authority, DEADLINE, LAN, config, loopback, next, ready, socket};
+use common::{Authority, DEADLINE, LAN, config, loopback, next, ready, socket, until};
 use shared::{
     community::{
         hello::{HelloRefusal, LineNumber, Nonce, Reply, Request, Welcome},
@@ -162,12 +162,7 @@ async fn a_client_that_stays_silent_must_ask_again() {
     let relay = ready(config, Shutdown::new()).await;
     let proxy = socket().await;
     ask(&authority, &proxy, relay.lan_addr(), &authority.user("ann")).await.expect("welcome");
-    let gone = async {
-        while !relay.status().lines[0].clients.is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(DEADLINE, gone).await.expect("forgotten in time");
+    until(|| relay.status().lines[0].clients.is_empty()).await;
     ask(&authority, &proxy, relay.lan_addr(), &authority.user("ann")).await.expect("welcome again");
 }
 

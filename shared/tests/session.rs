@@ -73,12 +73,7 @@ async fn what_had_come_before_a_reset_can_still_be_read() {
     let sent = sample(50_000);
     within(far.write_all(&sent)).await.expect("the flow is open");
     let watch = far.watch();
-    within(async {
-        while watch.undelivered() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until(|| watch.undelivered() == 0).await;
     drop(far);
     within(async { while near.write_all(b"?").await.is_ok() {} }).await;
     let mut came = Vec::new();
@@ -136,12 +131,7 @@ async fn a_path_whose_interfaces_take_long_packets_sends_them() {
         return;
     }
     let ends = Ends::connect(1).await;
-    within(async {
-        while ends.connections[0].max_datagram_size().is_none_or(|bytes| bytes < 8000) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until(|| ends.connections[0].max_datagram_size().is_some_and(|bytes| bytes >= 8000)).await;
 }
 
 /// Both ends of a session.
@@ -236,6 +226,16 @@ impl Credentials {
 
 fn sample(len: usize) -> Vec<u8> {
     (0..len).map(|place| ((place * 2_654_435_761) >> 13) as u8).collect()
+}
+
+/// Waits for something that has no event of its own.
+async fn until(mut holds: impl FnMut() -> bool) {
+    within(async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {

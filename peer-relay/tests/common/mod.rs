@@ -128,3 +128,13 @@ pub(crate) async fn next(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     packet.truncate(len);
     (packet, from)
 }
+
+/// Waits for something that has no event of its own.
+pub(crate) async fn until(mut holds: impl FnMut() -> bool) {
+    let waits = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, waits).await.expect("in time");
+}
