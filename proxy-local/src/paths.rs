@@ -32,7 +32,7 @@ use shared::{
         lan::{self, HelloError},
         path_socket::PathSocket,
         renew::{Connections, Renewal},
-        session::SessionHandle,
+        session::{KEPT_WITHOUT_PATHS, PathCount, SessionHandle},
         tls::{MemberVerifier, PATH_ALPN, SERVER_NAME, TlsError},
         transport,
     },
@@ -46,7 +46,11 @@ use shared::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
+use tokio::{
+    net::UdpSocket,
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
 
 use keeper::{Joined, Order};
 
@@ -230,17 +234,18 @@ impl Paths {
             last_problem: HashMap::new(),
         };
         let credentials = Credentials::new(profile)?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                lan: profile.identity.lan,
-                crypto: credentials.client_crypto(&profile.authority_pem, PATH_ALPN)?,
-                credentials,
-                connections: Connections::default(),
-                verifier: MemberVerifier::new(&profile.authority_pem)?,
-                policy,
-                state: Mutex::new(state),
-            }),
-        })
+        let first = state.session.clone();
+        let inner = Arc::new(Inner {
+            lan: profile.identity.lan,
+            crypto: credentials.client_crypto(&profile.authority_pem, PATH_ALPN)?,
+            credentials,
+            connections: Connections::default(),
+            verifier: MemberVerifier::new(&profile.authority_pem)?,
+            policy,
+            state: Mutex::new(state),
+        });
+        tokio::spawn(inner.clone().end_when_abandoned(first));
+        Ok(Self { inner })
     }
 
     /// What renews the certificate of `profile`, in its `file` too, over these paths, which then use the new one.
@@ -424,8 +429,20 @@ impl Inner {
         Ok(LineLease { inner: self.clone(), key, number })
     }
 
+    /// Begins a new session in place of one that has flows and that nothing has carried for [`KEPT_WITHOUT_PATHS`].
+    async fn end_when_abandoned(self: Arc<Self>, session: Current) {
+        let mut count = session.handle.path_count();
+        while is_abandoned(&mut count, KEPT_WITHOUT_PATHS).await {
+            if session.handle.open_flows() > 0 {
+                return self.begin_anew(session.id);
+            }
+            // Flows are opened on what is carried.
+            let _ = count.wait_for(|count| count.active > 0 || count.is_closed).await;
+        }
+    }
+
     /// Begins a new session in place of `lost`, whose flows break.
-    fn begin_anew(&self, lost: SessionId) {
+    fn begin_anew(self: &Arc<Self>, lost: SessionId) {
         if let Some(old) = self.replace_session(lost) {
             tracing::warn!("the session is over: its flows break, a new one begins");
             old.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is lost");
@@ -434,7 +451,7 @@ impl Inner {
 
     /// Follows the news that the server at the end of a relay's line does not know `session`. If its own server has asked to move, a new session
     /// begins there, and this one ends with its flows. Else, as long as other paths carry it, that relay does not know yet where the LAN is served.
-    fn on_unknown(&self, session: SessionId, moving: Option<SessionId>) {
+    fn on_unknown(self: &Arc<Self>, session: SessionId, moving: Option<SessionId>) {
         if moving == Some(session) {
             if let Some(old) = self.replace_session(session) {
                 tracing::info!("another server of reconst takes over: open flows go on where they are, new ones go there");
@@ -450,12 +467,13 @@ impl Inner {
         current.id == session && is_carried(&current.handle)
     }
 
-    fn replace_session(&self, old: SessionId) -> Option<SessionHandle> {
+    fn replace_session(self: &Arc<Self>, old: SessionId) -> Option<SessionHandle> {
         let mut state = self.lock();
         if state.session.id != old {
             return None;
         }
         let next = Current::new(self.policy, state.session.next_path);
+        tokio::spawn(self.clone().end_when_abandoned(next.clone()));
         let old = std::mem::replace(&mut state.session, next);
         state.routes.clear();
         Some(old.handle)
@@ -482,6 +500,21 @@ async fn outlast(session: SessionHandle) {
         }
     }
     session.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is over");
+}
+
+/// Waits until a session has been without a path in service for `kept`; `false` if it was closed before.
+async fn is_abandoned(count: &mut watch::Receiver<PathCount>, kept: Duration) -> bool {
+    loop {
+        match count.wait_for(|count| count.active == 0 || count.is_closed).await {
+            Ok(count) if !count.is_closed => {}
+            _ => return false,
+        }
+        match tokio::time::timeout(kept, count.wait_for(|count| count.active > 0 || count.is_closed)).await {
+            Ok(Ok(count)) if !count.is_closed => {}
+            Ok(_) => return false,
+            Err(_) => return true,
+        }
+    }
 }
 
 fn is_carried(session: &SessionHandle) -> bool {
@@ -545,3 +578,29 @@ const MAX_RELAYS: usize = 64;
 
 /// What is asked of the system for each socket: 1 Gbit/s for 32 ms.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_is_abandoned_when_no_path_was_in_service_for_as_long_as_it_is_kept() {
+        let (count, mut seen) = watch::channel(PathCount { joined: 2, active: 1, is_closed: false });
+        assert!(waits(is_abandoned(&mut seen, Duration::ZERO)));
+        count.send_replace(PathCount { joined: 2, active: 0, is_closed: false });
+        assert!(waits(is_abandoned(&mut seen, KEPT_WITHOUT_PATHS)));
+        assert!(is_abandoned(&mut seen, Duration::ZERO).await);
+        count.send_replace(PathCount { is_closed: true, ..PathCount::default() });
+        assert!(!is_abandoned(&mut seen, KEPT_WITHOUT_PATHS).await);
+    }
+
+    fn waits(future: impl Future<Output = bool>) -> bool {
+        matches!(pin!(future).poll(&mut Context::from_waker(Waker::noop())), Poll::Pending)
+    }
+}

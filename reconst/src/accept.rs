@@ -32,8 +32,13 @@ use shared::{
     },
     ids::{LanId, PathId, SessionId},
     link::{
-        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_PROTOCOL, join, open, pipe::metered_pipe, session::SessionHandle,
-        stream::FlowStream, tls, transport::path_transport, udp_port::UdpPort,
+        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_PROTOCOL, join, open,
+        pipe::metered_pipe,
+        session::{KEPT_WITHOUT_PATHS, SessionHandle},
+        stream::FlowStream,
+        tls,
+        transport::path_transport,
+        udp_port::UdpPort,
     },
     service::Shutdown,
     target::{Refusal, RefusalKind, Target},
@@ -128,9 +133,6 @@ pub struct SessionReport {
 
 /// How long a connection may take to become a path: ten round trips of a modem line.
 const JOIN_TIME: Duration = Duration::from_secs(15);
-
-/// How long a session without paths is kept: a laptop carried from one room to another, a router that restarts.
-pub const KEPT_WITHOUT_PATHS: Duration = Duration::from_secs(300);
 
 /// How long after a move the paths are asked to be made anew.
 const MOVE_TOLD_AFTER: Duration = Duration::from_secs(1);

@@ -25,6 +25,10 @@ use crate::{
     },
 };
 
+/// How long a session that no path carries is kept, on both ends, for its flows to go on: a laptop carried from one room to another, a router
+/// that restarts. `reconst` counts from when the connections are over, `proxy-local` from when the last path is silent, and so gives up first.
+pub const KEPT_WITHOUT_PATHS: Duration = Duration::from_secs(300);
+
 /// A session of this process; clones share it. It ends by [`SessionHandle::close`].
 #[derive(Clone)]
 pub struct SessionHandle {

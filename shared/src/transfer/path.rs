@@ -100,6 +100,10 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(3);
 /// tag, the frame header.
 pub const OVERHEAD_BYTES: u64 = 28 + 11 + 16 + 3;
 
+/// How long a path that has brought something may bring nothing more before it is asked. What goes missing meanwhile its sender finds out
+/// much sooner; this end only has to know when to make another path. Shorter costs a packet for each pause of a content server.
+pub(super) const UNHEARD_MAX: Duration = Duration::from_secs(1);
+
 /// The longest time between two probes of a suspect and of a dead path.
 const SUSPECT_PROBE_EVERY: Duration = Duration::from_millis(500);
 const DEAD_PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -118,6 +122,8 @@ pub(super) struct Path {
     pub(super) carrier_room: usize,
     trust: Trust,
     last_tracked_at: Instant,
+    /// When the last tracked datagram arrived, if none was sent since.
+    heard_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +146,7 @@ impl Path {
             carrier_room: usize::MAX,
             trust: Trust::Active,
             last_tracked_at: now,
+            heard_at: None,
         }
     }
 
@@ -226,6 +233,7 @@ impl Path {
 
     pub(super) fn on_tracked_sent(&mut self, now: Instant) {
         self.last_tracked_at = now;
+        self.heard_at = None;
     }
 
     /// Gives up what is in flight and begins to probe; gives the pieces to send elsewhere.
@@ -246,19 +254,27 @@ impl Path {
         true
     }
 
-    /// A datagram arrived by a path that is out of service: it may work again, so ask at once.
-    pub(super) fn on_heard(&mut self, now: Instant) {
+    /// A datagram arrived. If the path is out of service it may work again, so ask at once.
+    pub(super) fn on_heard(&mut self, now: Instant, is_tracked: bool) {
+        if is_tracked {
+            self.heard_at = Some(now);
+        }
         if let Trust::Silent { probe_at, interval, .. } = &mut self.trust {
             *probe_at = (*probe_at).min(now + (*interval).min(HEARD_PROBE_AFTER));
         }
     }
 
-    /// When the next probe of a silent path is due, or the next ping of an idle one that is kept alive.
-    pub(super) fn ping_at(&self, keep_alive: Option<Duration>) -> Option<Instant> {
-        match self.trust {
-            Trust::Silent { probe_at, .. } => Some(probe_at),
-            Trust::Active => keep_alive.map(|every| self.last_tracked_at + every),
+    /// When the next probe of a silent path is due, or the next ping of one that is kept alive.
+    ///
+    /// A path that only receives has nothing in flight that could go without an answer. So one that has brought something, and then
+    /// nothing for [`UNHEARD_MAX`] although a flow is open, is asked whether it is still there: once, or a flow that idles would cost traffic.
+    pub(super) fn ping_at(&self, keep_alive: Option<Duration>, has_flows: bool) -> Option<Instant> {
+        if let Trust::Silent { probe_at, .. } = self.trust {
+            return Some(probe_at);
         }
+        let idle = self.last_tracked_at + keep_alive?;
+        let unheard = self.heard_at.filter(|_| has_flows).map(|at| at + UNHEARD_MAX);
+        Some(unheard.map_or(idle, |unheard| unheard.min(idle)))
     }
 
     /// Notes that a ping left; gives whether the path has just been found dead.

@@ -461,7 +461,7 @@ impl Session {
         path.counters.received_bytes += len;
         path.counters.received_flow_bytes += flow_bytes;
         path.counters.received_parcels += parcels;
-        path.on_heard(now);
+        path.on_heard(now, seq.is_some());
         if let Some(seq) = seq
             && is_taken
         {

@@ -16,10 +16,15 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let of_path = |path: &Path| {
             let probe_timeout = if path.is_active() { path.recovery.probe_timeout_at() } else { None };
-            [path.acks.due(), path.recovery.loss_at(), probe_timeout, path.ping_at(self.limits.keep_alive)].into_iter().flatten().min()
+            [path.acks.due(), path.recovery.loss_at(), probe_timeout, self.ping_at(path)].into_iter().flatten().min()
         };
         let others = [self.paced_until, self.credit_told_at(), self.next_call_at(), self.parcels.expires_at()];
         self.paths.values().filter_map(of_path).chain(others.into_iter().flatten()).min()
+    }
+
+    /// When a path is pinged next.
+    pub(super) fn ping_at(&self, path: &Path) -> Option<Instant> {
+        path.ping_at(self.limits.keep_alive, self.flows.len() > 1)
     }
 
     /// Does what is due at `now`. What it leads to comes out of [`Session::poll_transmit`].
@@ -57,7 +62,8 @@ mod tests {
     use crate::{
         ids::FlowId,
         transfer::{
-            path::PathInfo,
+            control::AbortCode,
+            path::{PathInfo, UNHEARD_MAX},
             schedule::Policy,
             session::{Limits, Read, Side, Transmit, transmit::CREDIT_DELAY},
         },
@@ -137,7 +143,69 @@ mod tests {
         assert_eq!(drain(&mut far, told_at).len(), 1);
     }
 
+    #[test]
+    fn a_path_that_falls_silent_in_a_download_is_asked_and_suspected_soon() {
+        let (mut near, _, heard_at) = downloading();
+        let asked_at = heard_at + UNHEARD_MAX;
+        serve(&mut near, asked_at - Duration::from_millis(1), |sent| assert!(sent.is_empty(), "{sent:?}"));
+        let judged_at = asked_at + near.paths[&PATH].recovery.probe_timeout();
+        serve(&mut near, judged_at, |_| {});
+        assert_eq!(near.path_status()[0].state, PathState::Suspect);
+    }
+
+    #[test]
+    fn a_path_that_answers_is_asked_once_for_what_it_brought() {
+        let (mut near, mut far, heard_at) = downloading();
+        let asked_at = heard_at + UNHEARD_MAX;
+        near.handle_timeout(asked_at);
+        let pings = drain(&mut near, asked_at);
+        let mut asked = pings.len();
+        for answer in exchange(&mut far, asked_at + RTT / 2, pings) {
+            near.handle_datagram(asked_at + RTT, PATH, answer.datagram).expect("an acknowledgement");
+        }
+        serve(&mut near, asked_at + KEEP_ALIVE - Duration::from_millis(1), |sent| asked += sent.len());
+        assert_eq!((asked, near.path_status()[0].state), (1, PathState::Active));
+    }
+
+    #[test]
+    fn nobody_is_asked_when_no_flow_is_open() {
+        let (mut near, _, heard_at) = downloading();
+        near.abort_all(AbortCode::Reset);
+        near.release(FlowId(1));
+        serve(&mut near, heard_at + KEEP_ALIVE / 2, |sent| assert!(sent.is_empty(), "{sent:?}"));
+    }
+
     const LISTEN_AT_MOST: Duration = Duration::from_millis(20);
+    const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+    /// A proxy's end that has got, and acknowledged, the first bytes of a download, `reconst`'s, and when the last of them arrived.
+    fn downloading() -> (Session, Session, Instant) {
+        let start = Instant::now();
+        let (mut near, mut far) = ends(start);
+        near.limits.keep_alive = Some(KEEP_ALIVE);
+        let request = write(&mut near, start);
+        let mut answers = exchange(&mut far, start + RTT / 2, request);
+        assert_eq!(far.write(FlowId(1), &[7; 5000]), Ok(5000));
+        answers.extend(drain(&mut far, start + RTT));
+        let heard_at = start + RTT * 2;
+        for answer in answers {
+            near.handle_datagram(heard_at, PATH, answer.datagram).expect("a datagram of the other end");
+        }
+        serve(&mut near, heard_at + RTT * 20, |sent| {
+            for Transmit { datagram, .. } in sent {
+                far.handle_datagram(heard_at + RTT * 20, PATH, datagram).expect("an acknowledgement");
+            }
+        });
+        (near, far, heard_at)
+    }
+
+    /// Calls the timer whenever it is due, up to `until`, and shows what goes out.
+    fn serve(session: &mut Session, until: Instant, mut look: impl FnMut(Vec<Transmit>)) {
+        while let Some(due) = session.poll_timeout().filter(|due| *due <= until) {
+            session.handle_timeout(due);
+            look(drain(session, due));
+        }
+    }
 
     fn ends(now: Instant) -> (Session, Session) {
         let end = |side| {

@@ -120,8 +120,7 @@ impl Session {
     }
 
     pub(super) fn transmit_ping(&mut self, now: Instant) -> Option<Transmit> {
-        let keep_alive = self.limits.keep_alive;
-        let id = self.paths.values().find(|path| path.ping_at(keep_alive).is_some_and(|at| at <= now))?.id;
+        let id = self.paths.values().find(|path| self.ping_at(path).is_some_and(|at| at <= now))?.id;
         let path = self.paths.get_mut(&id).expect("found above");
         let mut writer = DatagramWriter::new_in(&mut self.store, path.max_datagram_bytes, Some(path.recovery.next_seq()));
         writer.put_ping();
