@@ -102,8 +102,8 @@ pub struct AckOutcome {
     pub lost_bytes: u64,
     /// Bytes that had been declared lost and were not.
     pub spurious_bytes: u64,
-    /// When the largest newly acknowledged datagram was sent, if the largest number is new.
-    pub largest_sent_at: Option<Instant>,
+    /// When the largest newly acknowledged datagram was sent, and its bytes, if the largest number is new.
+    pub largest_sent: Option<(Instant, u64)>,
 }
 
 /// Datagrams that must arrive after one for it to count as lost (RFC 9002 §6.1.1).
@@ -214,7 +214,7 @@ impl Recovery {
             None => self.late_by_seq.get(&largest.0),
         };
         if let Some(sent) = sent.filter(|_| self.largest_acked.is_none_or(|acked| acked < largest.0)) {
-            outcome.largest_sent_at = Some(sent.at);
+            outcome.largest_sent = Some((sent.at, u64::from(sent.bytes)));
             let elapsed = now.saturating_duration_since(sent.at);
             self.held_back.note(Duration::from_micros(ack.held_back_us));
             self.rtt.update(elapsed.checked_sub(Duration::from_micros(ack.delay_us)).unwrap_or(elapsed));

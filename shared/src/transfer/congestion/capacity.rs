@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{AckSample, Congestion, Phase, duration, filters::Rate};
+use super::{AckSample, Congestion, PACKET_BYTES, Phase, duration, filters::Rate};
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Drain {
@@ -25,12 +25,13 @@ const SLOW_START_LOSS: f64 = 0.1;
 pub(super) const SLOW_START_LOSSES: u32 = 4;
 
 /// How often the queue is let run empty, twice as rarely each time at first; the least delay is that of the last two such spans. So much more
-/// than the queue is held back, in seconds; if that lowers the least delay by more than so many microseconds, it begins anew.
+/// than the queue is held back, in seconds; if that lowers the least delay by more than so many seconds and packets, it begins anew.
 const DRAIN_EVERY: Duration = Duration::from_secs(10);
 pub(super) const FIRST_DRAIN_AFTER: Duration = Duration::from_secs(1);
 pub(super) const DRAIN_GAIN: f64 = 0.5;
 const DRAIN_MARGIN: f64 = 0.010;
-const DRAIN_FOUND_US: i64 = 1_000;
+const DRAIN_FOUND: f64 = 0.001;
+const DRAIN_FOUND_PACKETS: f64 = 0.25;
 
 impl Congestion {
     pub(super) fn slow_start(&mut self, now: Instant, sample: &AckSample, rate: Option<Rate>) {
@@ -82,8 +83,12 @@ impl Congestion {
             }
             Drain::Passing(until) if now >= until => {
                 // Somebody's queue has hidden a part of ours, and may hide another.
-                let found = self.least_before_drain.saturating_sub(self.delay.least());
-                self.drain_pause = if found > DRAIN_FOUND_US { FIRST_DRAIN_AFTER } else { (self.drain_pause * 2).min(DRAIN_EVERY) };
+                let found = self.least_before_drain.map_or(0.0, |before| self.delay.queue_of(before));
+                self.drain_pause = if found > DRAIN_FOUND.max(DRAIN_FOUND_PACKETS * PACKET_BYTES / self.capacity.max(1.0)) {
+                    FIRST_DRAIN_AFTER
+                } else {
+                    (self.drain_pause * 2).min(DRAIN_EVERY)
+                };
                 self.delay.begin_span();
                 self.min_rtt.begin_span();
                 self.drain = Drain::Waiting(Some(now + self.drain_pause));
@@ -101,7 +106,7 @@ pub(super) fn weight(rate: Rate, acked_bytes: u64, span: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::LargestSent, *};
 
     #[test]
     fn what_slow_start_guesses_is_not_what_the_line_gave() {
@@ -116,7 +121,7 @@ mod tests {
                     acked_bytes: 1228,
                     lost_bytes: 0,
                     spurious_bytes: 0,
-                    largest_sent: Some((start, 0)),
+                    largest_sent: Some(LargestSent { at: start, at_us: 0, bytes: 1228 }),
                     received_at_us: rtt.as_micros() as u64,
                     rtt,
                     smoothed_rtt: rtt,

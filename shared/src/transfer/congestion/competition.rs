@@ -186,7 +186,7 @@ impl Competition {
         self.lost_bytes += sample.lost_bytes;
         self.longest_queue = signs.queue.max(self.longest_queue * LONGEST_QUEUE_KEPT);
         let is_new = |sent_at: Instant| self.reduced_at.is_none_or(|at| sent_at >= at);
-        let is_loss = sample.lost_bytes > 0 && sample.largest_sent.is_some_and(|(sent_at, _)| is_new(sent_at));
+        let is_loss = sample.lost_bytes > 0 && sample.largest_sent.is_some_and(|largest| is_new(largest.at));
         if is_loss && (signs.queue >= LOSS_AT_QUEUE * self.longest_queue || self.loses_heavily()) {
             self.reduce(now);
         } else if is_app_limited {
@@ -230,7 +230,7 @@ impl Competition {
             return None;
         };
         check.holds_back = now < check.until;
-        let sent_at = sample.largest_sent.map_or(check.began, |(sent_at, _)| sent_at);
+        let sent_at = sample.largest_sent.map_or(check.began, |largest| largest.at);
         if sent_at >= check.began {
             check.least = check.least.min(signs.queue);
         } else {

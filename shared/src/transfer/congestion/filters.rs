@@ -7,42 +7,66 @@ use std::{
 
 use super::PACKET_BYTES;
 
+/// How long a datagram was under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Delay {
+    /// Arrival less sending, microseconds between two clocks of unknown difference.
+    pub(super) us: i64,
+    /// Its size: a slow line takes longer for more.
+    pub(super) bytes: u64,
+}
+
+impl Delay {
+    /// How much longer it was under way than `other`, in seconds, on a line of `rate` bytes per second had both been of a size.
+    fn above(self, other: Self, rate: f64) -> f64 {
+        let by_size = if rate > 0.0 { (self.bytes as f64 - other.bytes as f64) / rate } else { 0.0 };
+        (self.us - other.us) as f64 / 1e6 - by_size
+    }
+}
+
 /// One-way delay above the least seen lately.
 #[derive(Debug, Default)]
 pub(super) struct DelayFilter {
-    /// Arrival less sending, microseconds between two clocks of unknown difference: the least of the span before and of this one.
-    span_before: Option<i64>,
-    span_now: Option<i64>,
-    recent: VecDeque<i64>,
-    /// The mean difference between a sample and the one before, microseconds, smoothed.
-    jitter_us: f64,
+    /// The least of the span before and of this one.
+    span_before: Option<Delay>,
+    span_now: Option<Delay>,
+    recent: VecDeque<Delay>,
+    /// The mean difference between a sample and the one before, seconds, smoothed.
+    jitter: f64,
+    /// The line's rate, bytes per second; 0 if it is not known.
+    rate: f64,
 }
 
 /// Samples of which the least counts: one that met a busy machine doesn't look like a queue.
 const RECENT_SAMPLES: usize = 4;
 
 impl DelayFilter {
-    /// Adds a sample; gives its queue in seconds.
-    pub(super) fn push(&mut self, delay_us: i64) -> f64 {
-        self.span_now = Some(self.span_now.map_or(delay_us, |least| least.min(delay_us)));
+    /// Adds a sample, and what is known of the line's `rate`; gives its queue in seconds.
+    pub(super) fn push(&mut self, delay: Delay, rate: f64) -> f64 {
+        self.rate = rate;
+        self.span_now = Some(self.span_now.map_or(delay, |least| self.lesser(least, delay)));
         if let Some(before) = self.recent.back() {
-            self.jitter_us += ((delay_us - before).abs() as f64 - self.jitter_us) / 32.0;
+            self.jitter += (delay.above(*before, rate).abs() - self.jitter) / 32.0;
         }
         if self.recent.len() == RECENT_SAMPLES {
             self.recent.pop_front();
         }
-        self.recent.push_back(delay_us);
-        (delay_us - self.least()) as f64 / 1e6
+        self.recent.push_back(delay);
+        self.queue_of(delay)
     }
 
     /// The least queue of the last few samples, in seconds.
     pub(super) fn recent(&self) -> f64 {
-        // A sample may be older than the spans that count, and less than the least of them.
-        self.recent.iter().min().map_or(0.0, |&delay_us| (delay_us - self.least()).max(0) as f64 / 1e6)
+        self.least_recent().map_or(0.0, |least| self.queue_of(least))
+    }
+
+    /// What a datagram waited for others, in seconds: none if its sample is older than the spans that count and less than the least of them.
+    pub(super) fn queue_of(&self, delay: Delay) -> f64 {
+        self.least().map_or(0.0, |least| delay.above(least, self.rate).max(0.0))
     }
 
     pub(super) fn jitter(&self) -> f64 {
-        self.jitter_us / 1e6
+        self.jitter
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -55,14 +79,22 @@ impl DelayFilter {
 
     pub(super) fn rebase(&mut self) {
         self.span_before = None;
-        self.span_now = self.recent.iter().min().copied();
+        self.span_now = self.least_recent();
     }
 
-    pub(super) fn least(&self) -> i64 {
+    pub(super) fn least(&self) -> Option<Delay> {
         match (self.span_before, self.span_now) {
-            (Some(before), Some(now)) => before.min(now),
-            (before, now) => before.or(now).unwrap_or(0),
+            (Some(before), Some(now)) => Some(self.lesser(before, now)),
+            (before, now) => before.or(now),
         }
+    }
+
+    fn least_recent(&self) -> Option<Delay> {
+        self.recent.iter().copied().reduce(|least, delay| self.lesser(least, delay))
+    }
+
+    fn lesser(&self, one: Delay, other: Delay) -> Delay {
+        if other.above(one, self.rate) < 0.0 { other } else { one }
     }
 }
 
@@ -200,13 +232,29 @@ impl RateFilter {
 mod tests {
     use super::*;
 
+    fn delay(us: i64, bytes: u64) -> Delay {
+        Delay { us, bytes }
+    }
+
     #[test]
     fn no_queue_is_less_than_none_though_its_samples_are_older_than_the_spans() {
-        let mut delay = DelayFilter::default();
-        delay.push(1_000);
-        delay.begin_span();
-        delay.push(5_000);
-        delay.begin_span();
-        assert_eq!(delay.recent(), 0.0);
+        let mut filter = DelayFilter::default();
+        filter.push(delay(1_000, 1500), 0.0);
+        filter.begin_span();
+        filter.push(delay(5_000, 1500), 0.0);
+        filter.begin_span();
+        assert_eq!(filter.recent(), 0.0);
+    }
+
+    #[test]
+    fn what_a_datagram_takes_for_its_size_is_no_queue() {
+        let modem = 7_000.0;
+        let mut filter = DelayFilter::default();
+        assert_eq!(filter.push(delay(90_000, 70), modem), 0.0);
+        // 1,400 bytes more are 200 ms more.
+        assert!(filter.push(delay(290_000, 1_470), modem).abs() < 1e-9);
+        assert!((filter.push(delay(390_000, 1_470), modem) - 0.1).abs() < 1e-9);
+        // The large one that met no queue is not less than the small one that met none.
+        assert!((filter.push(delay(140_000, 70), modem) - 0.05).abs() < 1e-9);
     }
 }

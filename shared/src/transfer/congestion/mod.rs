@@ -4,7 +4,7 @@
 //! milliseconds: never empty, so the line never idles; never deep, so a request behind a bulk flow hardly waits.
 //!
 //! * The *queue* is a one-way measure: arrival time on the receiver's clock less sending time on ours, less the least such
-//!   difference seen lately (as in LEDBAT, RFC 6817 §2). Queues of the reverse direction don't disturb it.
+//!   difference seen lately (as in LEDBAT, RFC 6817 §2), and less what the datagram itself takes longer on the line for its size. Queues of the reverse direction don't disturb it.
 //! * The *capacity* is the delivery rate on the receiver's clock while a queue stands, since the line then decides the rate. It is a
 //!   measure of what arrived, so random loss does not lower it (as in BBR, draft-ietf-ccwg-bbr).
 //! * *Slow start* doubles the window each round trip and ends at the first sign of a queue (as HyStart++, RFC 9406), or of heavy loss.
@@ -34,7 +34,7 @@ use std::{
 
 use capacity::{Drain, FIRST_DRAIN_AFTER, SLOW_START_LOSSES};
 use competition::Competition;
-use filters::{DelayFilter, MaxFilter, MinFilter, RateFilter};
+use filters::{Delay, DelayFilter, MaxFilter, MinFilter, RateFilter};
 use others::{Floor, Patience};
 use pacer::Pacer;
 
@@ -57,8 +57,8 @@ pub struct Congestion {
     /// Until when the pace isn't raised, after losses that raising it caused.
     cautious_until: Option<Instant>,
     drain: Drain,
-    /// The least delay known when it began, microseconds between two clocks.
-    least_before_drain: i64,
+    /// The least delay known when it began.
+    least_before_drain: Option<Delay>,
     drain_pause: Duration,
     rounds: Rounds,
     /// Since when the pace has been below the capacity, and the queue then.
@@ -87,8 +87,8 @@ pub struct AckSample {
     pub lost_bytes: u64,
     /// Bytes newly found not to have been lost.
     pub spurious_bytes: u64,
-    /// When the largest newly acknowledged datagram was sent, in microseconds on our clock, and when that was; `None` if its number is not new.
-    pub largest_sent: Option<(Instant, u64)>,
+    /// The largest newly acknowledged datagram; `None` if its number is not new.
+    pub largest_sent: Option<LargestSent>,
     /// When it arrived, in microseconds on the receiver's clock.
     pub received_at_us: u64,
     /// The round trip it took, without the time that the acknowledgement was held back.
@@ -99,6 +99,17 @@ pub struct AckSample {
     pub ack_delay: Duration,
     /// Bytes in flight now.
     pub in_flight: u64,
+}
+
+/// The largest newly acknowledged datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct LargestSent {
+    /// When it was sent.
+    pub at: Instant,
+    /// The same in microseconds on our clock.
+    pub at_us: u64,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// What held the sender back, by round trips since the path joined.
@@ -164,7 +175,7 @@ impl Congestion {
             empty_rounds: 0,
             cautious_until: None,
             drain: Drain::Waiting(None),
-            least_before_drain: 0,
+            least_before_drain: None,
             drain_pause: FIRST_DRAIN_AFTER,
             rounds: Rounds::default(),
             braking: None,
@@ -210,13 +221,14 @@ impl Congestion {
         self.round.acked_bytes += sample.acked_bytes;
         self.round.lost_bytes = (self.round.lost_bytes + sample.lost_bytes).saturating_sub(sample.spurious_bytes);
         self.round.lost_events += u32::from(sample.lost_bytes > 0);
-        let Some((sent_at, sent_at_us)) = sample.largest_sent else { return };
+        let Some(largest) = sample.largest_sent else { return };
         self.min_rtt.push(sample.rtt.as_secs_f64());
-        let queue = self.delay.push(sample.received_at_us as i64 - sent_at_us as i64);
+        let delay = Delay { us: sample.received_at_us as i64 - largest.at_us as i64, bytes: largest.bytes };
+        let queue = self.delay.push(delay, self.capacity);
         let least = self.round.least_queue.get_or_insert(queue);
         *least = least.min(queue);
         self.round.in_flight = sample.in_flight as f64;
-        let rate = self.rates.push(sample.received_at_us, sent_at_us, self.rate_span());
+        let rate = self.rates.push(sample.received_at_us, largest.at_us, self.rate_span());
         if let Some(rate) = rate {
             self.round.best_rate = self.round.best_rate.max(rate.bytes_per_second);
         }
@@ -225,7 +237,7 @@ impl Congestion {
             Phase::Steady => self.steady(now, rate, sample.acked_bytes),
             Phase::Competing => self.compete(now, rate, sample),
         }
-        if self.round.began.is_some_and(|began| sent_at >= began) {
+        if self.round.began.is_some_and(|began| largest.at >= began) {
             self.end_round(now);
         }
     }

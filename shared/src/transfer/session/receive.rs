@@ -6,7 +6,7 @@ use super::{CONTROL_WINDOW, Event, Session, SessionError, Side};
 use crate::{
     ids::{FlowId, PathId},
     transfer::{
-        congestion::AckSample,
+        congestion::{AckSample, LargestSent},
         control::{AbortCode, Message},
         flow::Flow,
         packet::{Ack, Chunk},
@@ -178,7 +178,11 @@ impl Session {
             acked_bytes: outcome.acked_bytes,
             lost_bytes: outcome.lost_bytes,
             spurious_bytes: outcome.spurious_bytes,
-            largest_sent: outcome.largest_sent_at.map(|at| (at, at.saturating_duration_since(self.epoch).as_micros() as u64)),
+            largest_sent: outcome.largest_sent.map(|(at, bytes)| LargestSent {
+                at,
+                at_us: at.saturating_duration_since(self.epoch).as_micros() as u64,
+                bytes,
+            }),
             received_at_us: ack.map_or(0, |ack| ack.received_at_us),
             rtt: rtt.latest(),
             smoothed_rtt: rtt.smoothed(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::cubic::Cubic;
-use crate::transfer::congestion::{AckSample, Congestion, PACKET_BYTES};
+use crate::transfer::congestion::{AckSample, Congestion, LargestSent, PACKET_BYTES};
 
 /// What came of a run.
 #[derive(Debug)]
@@ -281,7 +281,11 @@ impl Line {
                         acked_bytes: acked * PACKET_BYTES as u64,
                         lost_bytes: lost * PACKET_BYTES as u64,
                         spurious_bytes: 0,
-                        largest_sent: Some((start + Duration::from_secs_f64(sent_at), (sent_at * 1e6) as u64)),
+                        largest_sent: Some(LargestSent {
+                            at: start + Duration::from_secs_f64(sent_at),
+                            at_us: (sent_at * 1e6) as u64,
+                            bytes: PACKET_BYTES as u64,
+                        }),
                         received_at_us: (arrived_at * 1e6) as u64,
                         rtt: Duration::from_secs_f64(rtt),
                         smoothed_rtt: Duration::from_secs_f64(sender.srtt),
