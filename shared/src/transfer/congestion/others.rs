@@ -13,7 +13,9 @@ use super::{
 /// What a pace below the capacity should have done to a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// The queue when it began, seconds.
+    /// When it began.
+    since: Instant,
+    /// The queue then, or what it grew to by what had been sent before, seconds.
     queue: f64,
     /// By how much the queue should have shrunk since, seconds; and up to when that was counted.
     owed: f64,
@@ -24,7 +26,7 @@ pub(super) struct Patience {
 
 impl Patience {
     fn new(now: Instant, queue: f64) -> Self {
-        Self { queue, owed: 0.0, counted: now, before: [(now, 0.0); 2] }
+        Self { since: now, queue, owed: 0.0, counted: now, before: [(now, 0.0); 2] }
     }
 
     pub(super) fn end_round(&mut self) {
@@ -123,6 +125,9 @@ impl Congestion {
         let gain = self.gain();
         let begun = Patience::new(now, queue);
         let patience = self.patience.get_or_insert(begun);
+        if now.duration_since(patience.since) <= self.smoothed_rtt {
+            patience.queue = patience.queue.max(queue);
+        }
         if queue < PATIENCE_SHRUNK * patience.queue {
             *patience = begun;
         }
