@@ -157,6 +157,9 @@ impl Rtt {
     }
 
     fn update(&mut self, latest: Duration) {
+        if latest > RTT_MAX {
+            return;
+        }
         self.latest = latest;
         if self.is_measured {
             self.variation = (self.variation * 3 + self.smoothed.abs_diff(latest)) / 4;
@@ -316,7 +319,7 @@ impl Recovery {
 
     /// The time without a sign after which a path is suspect.
     pub fn probe_timeout(&self) -> Duration {
-        self.rtt.smoothed + (self.rtt.variation * 4).max(PROBE_MARGIN) + self.ack_delay()
+        (self.rtt.smoothed + (self.rtt.variation * 4).max(PROBE_MARGIN) + self.ack_delay()).min(RTT_MAX)
     }
 
     /// How long the other end may hold an acknowledgement back.
@@ -404,6 +407,10 @@ impl Recovery {
         }
     }
 }
+
+/// A longer round trip is none of a line's: an end was stopped meanwhile, or the line. If one such measure counted, the path would be trusted
+/// for minutes of silence.
+const RTT_MAX: Duration = Duration::from_secs(10);
 
 /// How long what has arrived may take to be read: more than a receive buffer takes, far below what a person notices.
 const LISTEN_MAX: Duration = Duration::from_millis(20);

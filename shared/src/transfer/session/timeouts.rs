@@ -116,6 +116,23 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_died_while_its_end_was_away_for_long_is_suspected_soon() {
+        let start = Instant::now();
+        let (mut near, mut far) = ends(start);
+        let sent = write(&mut near, start);
+        let answers = exchange(&mut far, start + RTT / 2, sent);
+        let back = start + Duration::from_secs(100);
+        near.handle_timeout(back);
+        for answer in answers {
+            near.handle_datagram(back, PATH, answer.datagram).expect("an acknowledgement");
+        }
+        assert_eq!(near.write(FlowId(1), &[7; 5000]), Ok(5000));
+        assert!(!drain(&mut near, back).is_empty());
+        serve(&mut near, back + Duration::from_secs(1), |_| {});
+        assert_eq!(near.path_status()[0].state, PathState::Suspect);
+    }
+
+    #[test]
     fn credit_is_owed_for_a_while_so_that_what_many_flows_owe_is_told_at_once() {
         let start = Instant::now();
         let (mut near, mut far) = ends(start);
