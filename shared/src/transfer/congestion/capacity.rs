@@ -43,7 +43,8 @@ impl Congestion {
         let queue_stands = self.delay.is_full() && self.delay.recent() > threshold;
         let acked_and_lost = (self.round.acked_bytes + self.round.lost_bytes) as f64;
         let loses = self.round.lost_events >= SLOW_START_LOSSES && self.round.lost_bytes as f64 > SLOW_START_LOSS * acked_and_lost;
-        if queue_stands || loses {
+        // What a path that hardly sends meets is somebody else's queue, or jitter; its rate says nothing of the line.
+        if window_was_used && (queue_stands || loses) {
             let measured = self.round.best_rate.max(rate.map_or(0.0, |rate| rate.bytes_per_second));
             self.capacity =
                 if measured > 0.0 { measured } else { self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3) / 2.0 };
@@ -114,24 +115,40 @@ mod tests {
         let mut congestion = Congestion::new(Duration::from_millis(340));
         // Too few bytes for a rate: a modem's first packets, each of which waits for the one before.
         for number in 0..5 {
-            let rtt = Duration::from_millis(340 + 175 * number);
-            congestion.on_ack(
-                start + rtt,
-                &AckSample {
-                    acked_bytes: 1228,
-                    lost_bytes: 0,
-                    spurious_bytes: 0,
-                    largest_sent: Some(LargestSent { at: start, at_us: 0, bytes: 1228 }),
-                    received_at_us: rtt.as_micros() as u64,
-                    rtt,
-                    smoothed_rtt: rtt,
-                    ack_delay: Duration::from_millis(25),
-                    in_flight: 15_000,
-                },
-            );
+            acknowledge(&mut congestion, (start, Duration::ZERO), Duration::from_millis(340 + 175 * number), (1228, 15_000));
         }
         assert_eq!(congestion.phase, Phase::Steady);
         assert!(congestion.capacity > 0.0);
         assert_eq!(congestion.undisturbed.most(start), None);
+    }
+
+    #[test]
+    fn a_path_that_hardly_sends_does_not_leave_slow_start() {
+        let start = Instant::now();
+        let mut congestion = Congestion::new(Duration::from_millis(11));
+        for number in 0..200 {
+            // The way's jitter looks like a queue for a while.
+            let rtt = Duration::from_millis(if number < 100 { 11 } else { 16 });
+            acknowledge(&mut congestion, (start, Duration::from_millis(100 * number)), rtt, (100, 0));
+        }
+        assert_eq!(congestion.phase, Phase::SlowStart);
+    }
+
+    /// Acknowledges a packet of some bytes, sent so long after a start, that took `rtt`, with others in flight.
+    fn acknowledge(congestion: &mut Congestion, (start, sent): (Instant, Duration), rtt: Duration, (bytes, in_flight): (u64, u64)) {
+        congestion.on_ack(
+            start + sent + rtt,
+            &AckSample {
+                acked_bytes: bytes,
+                lost_bytes: 0,
+                spurious_bytes: 0,
+                largest_sent: Some(LargestSent { at: start + sent, at_us: sent.as_micros() as u64, bytes }),
+                received_at_us: (sent + rtt).as_micros() as u64,
+                rtt,
+                smoothed_rtt: rtt,
+                ack_delay: Duration::from_millis(25),
+                in_flight,
+            },
+        );
     }
 }
