@@ -57,7 +57,7 @@ use tokio::{
 };
 
 use crate::{
-    accounts::{Accounts, Denied},
+    accounts::{Accounts, Denied, MemberId, changes::Changes, lan_accounts::LanKey},
     dedicated::{DedicatedPorts, Holder, Noted, Protocol},
     egress::{Egress, udp},
     enrol::Enroller,
@@ -345,6 +345,11 @@ struct Path {
     inner: Arc<Inner>,
     certificate: CertificateDer<'static>,
     key: SessionKey,
+    member: (MemberId, LanKey),
+    /// Its relay, if the store has answered.
+    relay: Option<MemberId>,
+    /// Since before those were looked up.
+    changes: Changes,
     entry: Entry,
     connection: quinn::Connection,
     request: JoinRequest,
@@ -367,6 +372,7 @@ impl Inner {
                 return Err(error.into());
             }
         };
+        let changes = self.accounts.changes();
         let authorised = self.accounts.authorise(&certificate, Role::User).await.map_err(|denied| denied.to_string());
         let member = authorised
             .and_then(|member| if member.identity.lan == lan { Ok(member) } else { Err(format!("this port serves LAN {lan}, not yours")) });
@@ -378,11 +384,14 @@ impl Inner {
                 return Ok(None);
             }
         };
-        if let Err(reason) = self.check_relay(lan, &request.relay).await {
-            tracing::info!(remote = %connection.remote_address(), %reason, "path refused");
-            join::turn_away(&connection, answer, CLOSE_DENIED, &JoinReply::Refused { reason }).await;
-            return Ok(None);
-        }
+        let relay = match self.check_relay(lan, &request.relay).await {
+            Ok(relay) => relay,
+            Err(reason) => {
+                tracing::info!(remote = %connection.remote_address(), %reason, "path refused");
+                join::turn_away(&connection, answer, CLOSE_DENIED, &JoinReply::Refused { reason }).await;
+                return Ok(None);
+            }
+        };
         let account = match self.keeper.spending(&member).await {
             Ok(account) => account,
             Err(error) => {
@@ -392,7 +401,7 @@ impl Inner {
                 return Ok(None);
             }
         };
-        let key = (member.identity, request.session);
+        let (key, member) = ((member.identity, request.session), (member.id, member.lan_key));
         let entry = match self.find_or_begin(&key, &request, account) {
             Ok(entry) => entry,
             Err(reply) => {
@@ -401,18 +410,18 @@ impl Inner {
             }
         };
         join::answer(&mut answer, &JoinReply::Joined { incarnation: entry.incarnation }).await?;
-        Ok(Some(Path { inner: self, certificate, key, entry, connection, request }))
+        Ok(Some(Path { inner: self, certificate, key, member, relay, changes, entry, connection, request }))
     }
 
-    /// Whether paths may run through the relay of that name; if not, why.
-    async fn check_relay(&self, lan: LanId, relay: &str) -> Result<(), String> {
-        match self.accounts.has_relay(lan, relay).await {
-            Ok(false) => Err(format!("{relay} is no relay of LAN {lan} any more: ask its owner, or reconst's operator")),
-            Ok(true) => Ok(()),
+    /// The relay of that name, if paths may run through it, and if the store answers; if they may not, why.
+    async fn check_relay(&self, lan: LanId, relay: &str) -> Result<Option<MemberId>, String> {
+        match self.accounts.relay(lan, relay).await {
+            Ok(None) => Err(format!("{relay} is no relay of LAN {lan} any more: ask its owner, or reconst's operator")),
+            Ok(relay) => Ok(relay),
             // Not knowing is no reason to break what works.
             Err(error) => {
                 tracing::warn!(%error, "relays can't be looked up");
-                Ok(())
+                Ok(None)
             }
         }
     }
@@ -624,13 +633,12 @@ impl Path {
 
     /// Waits until the relay is none of the LAN any more, has the path left, and waits until that has had its time; gives why.
     async fn left_with_its_relay(&self) -> String {
-        let mut changes = self.inner.accounts.changes();
+        let (mut changes, mut relay, lan) = (self.changes.clone(), self.relay, self.member.1);
         let reason = loop {
-            if let Err(reason) = self.inner.check_relay(self.key.0.lan, &self.request.relay).await {
-                break reason;
-            }
-            if changes.changed().await.is_err() {
-                return std::future::pending().await;
+            changes.due(relay.is_some(), |change| relay.is_some_and(|relay| change.touches_member(relay, lan))).await;
+            match self.inner.check_relay(self.key.0.lan, &self.request.relay).await {
+                Ok(known) => relay = known,
+                Err(reason) => break reason,
             }
         };
         self.entry.handle.leave_path(self.request.path, Leaving::Ends);
@@ -640,19 +648,17 @@ impl Path {
 
     /// Waits until the user is none of the LAN any more.
     async fn denied(&self) -> Denied {
-        let mut changes = self.inner.accounts.changes();
+        let (mut changes, mut is_answered, (member, lan)) = (self.changes.clone(), true, self.member);
         loop {
-            if changes.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            match self.inner.accounts.authorise(&self.certificate, Role::User).await {
-                Ok(member) => {
-                    if let Ok(account) = self.inner.keeper.spending(&member).await {
-                        self.entry.set_account(account);
-                    }
-                }
-                Err(Denied::Unavailable(_)) => {}
+            changes.due(is_answered, |change| change.touches_member(member, lan)).await;
+            let account = match self.inner.accounts.authorise_again(&self.certificate, Role::User).await {
+                Ok(member) => self.inner.keeper.spending(&member).await.ok(),
+                Err(Denied::Unavailable(_)) => None,
                 Err(denied) => return denied,
+            };
+            is_answered = account.is_some();
+            if let Some(account) = account {
+                self.entry.set_account(account);
             }
         }
     }

@@ -22,7 +22,7 @@ use tokio::{sync::watch, task::AbortHandle, time::timeout};
 
 use crate::{
     accept::{self, Sessions},
-    accounts::{Accounts, registry::Lan},
+    accounts::{Accounts, changes::Change, registry::Lan},
     directory::DataAddresses,
     nodes::Nodes,
     sockets,
@@ -163,9 +163,7 @@ impl DataPorts {
                 tracing::warn!("a LAN is not served: {problem}; it is tried again");
             }
             let pause = if problem.is_some() { RETRIED_AFTER } else { Duration::MAX };
-            if let Ok(Err(_)) = timeout(pause, changes.changed()).await {
-                return;
-            }
+            let _ = timeout(pause, changes.due(true, Change::touches_lans)).await;
         }
     }
 

@@ -32,7 +32,10 @@ use tokio::{
 };
 
 use crate::{
-    accounts::{Accounts, Denied, Member, MemberId},
+    accounts::{
+        Accounts, Denied, Member, MemberId,
+        changes::{Change, Changes},
+    },
     enrol::Enroller,
     lines::Lines,
     nodes::{Direction, Nodes},
@@ -95,8 +98,10 @@ impl Directory {
     /// Follows who is removed, so that relays hear of it, until dropped: looked up once for all logins.
     pub(crate) async fn follow_removed(self) {
         let mut changes = self.shared.accounts.changes();
-        while changes.changed().await.is_ok() {
-            match self.shared.accounts.removed_certificates().await {
+        loop {
+            let removed = self.shared.accounts.removed_certificates().await;
+            let is_answered = removed.is_ok();
+            match removed {
                 Ok(removed) => {
                     self.shared.removed.send_if_modified(|known| {
                         let is_modified = *known != removed;
@@ -106,6 +111,7 @@ impl Directory {
                 }
                 Err(error) => tracing::warn!(%error, "relays can't be told who was removed"),
             }
+            changes.due(is_answered, Change::touches_members).await;
         }
     }
 
@@ -182,6 +188,7 @@ impl Shared {
         }
         let remote = connection.remote_address();
         let certificate = tls::peer_certificate(&connection).context("a login without a certificate")?;
+        let changes = self.accounts.changes();
         let member = match self.accounts.authorise(&certificate, Role::Relay).await {
             Ok(member) => member,
             Err(denied) => {
@@ -210,7 +217,7 @@ impl Shared {
         tracing::info!(relay = %member.identity, line, %remote, "relay logged in");
         let line = (member.identity.lan, member.identity.name.clone(), LineNumber(line));
         self.lines.with(|rosters| rosters.on_login(Instant::now(), line.clone(), key, remote.ip().to_canonical()));
-        Ok(Begun::Login(Box::new(Login { shared: self, key, line, member, certificate, connection, send, receive, frames })))
+        Ok(Begun::Login(Box::new(Login { shared: self, key, line, member, changes, certificate, connection, send, receive, frames })))
     }
 
     fn enter(&self, member: MemberId, report: LoginReport) -> Option<u64> {
@@ -239,6 +246,8 @@ struct Login {
     key: u64,
     line: LineKey,
     member: Member,
+    /// Since before the member was looked up.
+    changes: Changes,
     certificate: rustls::pki_types::CertificateDer<'static>,
     connection: quinn::Connection,
     send: SendStream,
@@ -265,7 +274,8 @@ impl Login {
         // Without other servers nothing changes there.
         let (_nobody, alone) = watch::channel(Arc::default());
         let mut view = self.shared.nodes.as_ref().map_or(alone, Nodes::view);
-        let mut changes = self.shared.accounts.changes();
+        let (mut changes, mut is_answered) = (self.changes.clone(), true);
+        let (member, lan) = (self.member.id, self.member.lan_key);
         // It ends with the connection.
         tokio::spawn(echo(self.connection.clone(), Instant::now()));
         let mut removed = self.shared.removed.subscribe();
@@ -301,9 +311,8 @@ impl Login {
                 changed = data_addresses.changed() => changed.context("reconst stops")?,
                 changed = view.changed() => changed.context("reconst stops")?,
                 changed = removed.changed() => changed.context("reconst stops")?,
-                changed = changes.changed() => {
-                    changed.context("reconst stops")?;
-                    self.check_still_a_member().await?;
+                () = changes.due(is_answered, |change| change.touches_member(member, lan)) => {
+                    is_answered = self.check_still_a_member().await?;
                 }
             }
         }
@@ -329,9 +338,11 @@ impl Login {
         Ok(self.send.write_all(&message).await?)
     }
 
-    async fn check_still_a_member(&self) -> anyhow::Result<()> {
-        match self.shared.accounts.authorise(&self.certificate, Role::Relay).await {
-            Ok(_) | Err(Denied::Unavailable(_)) => Ok(()),
+    /// Whether the store has answered that it is.
+    async fn check_still_a_member(&self) -> anyhow::Result<bool> {
+        match self.shared.accounts.authorise_again(&self.certificate, Role::Relay).await {
+            Ok(_) => Ok(true),
+            Err(Denied::Unavailable(_)) => Ok(false),
             Err(denied) => {
                 tracing::info!(relay = %self.member.identity, reason = %denied, "login ended");
                 close_denied(&self.connection, &denied);

@@ -16,7 +16,9 @@ use thiserror::Error;
 use time::{Date, Duration, OffsetDateTime};
 
 use super::{
-    Accounts, AccountsError, Limits, MemberId, day, identity, number, parsed,
+    Accounts, AccountsError, Limits, MemberId,
+    changes::Touched,
+    day, identity, number, parsed,
     registry::{at, now, put_limits},
 };
 
@@ -178,6 +180,7 @@ impl Accounts {
             .bind(expires_at.unix_timestamp())
             .execute(&mut *transaction)
             .await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         let (action, subject) = (format!("{}.invite", invitation.role), at(invitation.name, invitation.lan));
         self.log(&mut transaction, &action, &subject, &format!("invite {number}")).await?;
         transaction.commit().await?;
@@ -280,6 +283,7 @@ impl Accounts {
                 .execute(&mut *transaction)
                 .await?;
         }
+        self.touch(&mut transaction, if identity.role == Role::Relay { Touched::Member(member) } else { Touched::Nobody }).await?;
         insert_certificate(&mut transaction, member, &certified).await?;
         sqlx::query("UPDATE invites SET used_at = $1, used_by_key = $2 WHERE invite_id = $3")
             .bind(now())

@@ -15,6 +15,7 @@ use sqlx::{Any, AssertSqlSafe, Executor, Transaction};
 use super::{
     Accounts, AccountsError, Spender,
     book::LANS,
+    changes::Touched,
     number, parsed,
     parts::Part,
     registry::{live_lan_key, put_limits_of},
@@ -81,12 +82,13 @@ impl Accounts {
         Ok(LanAccountRow { key: LanKey(key), name: parsed(&name)?, since: UnixSeconds(since), limits })
     }
 
-    /// What the users of each LAN may spend together, where that has a limit.
+    /// What the users of these LANs may spend together; one without a limit may be left out.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn all_lan_limits(&self) -> Result<BTreeMap<LanKey, Limits>, AccountsError> {
-        all_lan_limits(&self.pool).await
+    pub async fn lan_limits_of(&self, lans: &[LanKey]) -> Result<BTreeMap<LanKey, Limits>, AccountsError> {
+        let keys: Vec<i64> = lans.iter().map(|lan| lan.0).collect();
+        Ok(self.limits_of_keys(LANS, &keys).await?.into_iter().map(|(key, limits)| (LanKey(key), limits)).collect())
     }
 
     /// Sets what the users of a LAN may spend together; those who have sessions are held to it within a second.
@@ -97,6 +99,7 @@ impl Accounts {
         let mut transaction = self.write().await?;
         let key = live_lan_key(&mut transaction, lan).await?;
         put_lan_limits(&mut transaction, key, limits).await?;
+        self.touch(&mut transaction, Touched::Limits(Spender::Lan(key))).await?;
         self.log(&mut transaction, "lan.set", lan.as_str(), &limits.to_string()).await?;
         Ok(transaction.commit().await?)
     }

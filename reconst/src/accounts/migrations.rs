@@ -68,6 +68,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (8, "needs", include_str!("../../migrations/0008_needs.sql")),
     (9, "lan leases", include_str!("../../migrations/0009_lan_leases.sql")),
     (10, "lists", include_str!("../../migrations/0010_lists.sql")),
+    (11, "changes", include_str!("../../migrations/0011_changes.sql")),
 ];
 
 const NEWEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;

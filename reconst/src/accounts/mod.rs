@@ -5,10 +5,11 @@
 //! who is still one. Verifying signatures is left to TLS, counting what is spent to the quota's keeper.
 //!
 //! The store is SQLite in the state directory, or PostgreSQL, shared between `reconst run` and the commands that change it: each end sees the
-//! other's changes, and [`Accounts::changes`] tells when to look again.
+//! other's changes, and [`changes`] tells who has to look again.
 
 pub mod audit;
 mod book;
+pub mod changes;
 mod database;
 pub mod exchange;
 pub mod invites;
@@ -32,7 +33,6 @@ use std::{
     collections::HashMap,
     str::FromStr,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use rustls::pki_types::CertificateDer;
@@ -51,19 +51,24 @@ use tokio::sync::watch;
 
 pub use self::{
     book::Spender,
+    changes::CHANGES_NOTICED_WITHIN,
     database::{Database, DatabaseError},
     usage::Count,
 };
 pub use shared::community::quota::{Limits, Quota};
 
-use self::schema::Backend;
+use self::{
+    changes::{Change, Recent},
+    lan_accounts::LanKey,
+    schema::Backend,
+};
 
 /// The store of accounts; clones share it.
 #[derive(Clone, Debug)]
 pub struct Accounts {
     pool: AnyPool,
     backend: Backend,
-    changes: Arc<watch::Sender<u64>>,
+    changes: Arc<watch::Sender<Recent>>,
     /// By certificate: who was a member when the store answered last.
     known: Arc<Mutex<HashMap<Vec<u8>, Member>>>,
     /// In whose name changes are logged.
@@ -81,6 +86,8 @@ pub struct Member {
     pub id: MemberId,
     /// Its name, role and LAN.
     pub identity: Identity,
+    /// The LAN's key in the store.
+    pub lan_key: LanKey,
     /// The LAN's name, for people.
     pub lan_name: Name,
     /// Whose limits and usage are its own: its own, unless it shares those of a user of another LAN.
@@ -244,6 +251,21 @@ impl Accounts {
     /// # Errors
     /// If there is no such member now.
     pub async fn authorise(&self, certificate: &CertificateDer<'_>, needs: Role) -> Result<Member, Denied> {
+        let found = self.authorise_again(certificate, needs).await;
+        if let Err(Denied::Unavailable(_)) = &found {
+            let known = self.known.lock().expect("nothing panics under the lock");
+            if let Some(member) = known.get(certificate.as_ref()).filter(|member| member.identity.role == needs) {
+                return Ok(member.clone());
+            }
+        }
+        found
+    }
+
+    /// As [`Accounts::authorise`], as far as the store answers.
+    ///
+    /// # Errors
+    /// If there is no such member now, or the store does not answer.
+    pub async fn authorise_again(&self, certificate: &CertificateDer<'_>, needs: Role) -> Result<Member, Denied> {
         let found = self.look_up(certificate, needs).await;
         let mut known = self.known.lock().expect("nothing panics under the lock");
         match &found {
@@ -253,11 +275,7 @@ impl Accounts {
                 }
                 known.insert(certificate.to_vec(), member.clone());
             }
-            Err(Denied::Unavailable(_)) => {
-                if let Some(member) = known.get(certificate.as_ref()).filter(|member| member.identity.role == needs) {
-                    return Ok(member.clone());
-                }
-            }
+            Err(Denied::Unavailable(_)) => {}
             Err(_) => drop(known.remove(certificate.as_ref())),
         }
         found
@@ -265,7 +283,8 @@ impl Accounts {
 
     async fn look_up(&self, certificate: &CertificateDer<'_>, needs: Role) -> Result<Member, Denied> {
         let row: Option<HolderRow> = sqlx::query_as(
-            "SELECT m.member_id, m.role, m.name, l.lan_id, l.name, coalesce(m.removed_at, l.removed_at), c.revoked_at, a.member_id, a.created_at
+            "SELECT m.member_id, m.role, m.name, l.lan_key, l.lan_id, l.name, coalesce(m.removed_at, l.removed_at), c.revoked_at, a.member_id,
+             a.created_at
              FROM certificates c JOIN members m ON m.member_id = c.member_id JOIN lans l ON l.lan_key = m.lan_key
              JOIN members a ON a.member_id = coalesce(m.account_of, m.member_id)
              WHERE c.der = $1",
@@ -274,7 +293,9 @@ impl Accounts {
         .fetch_optional(&self.pool)
         .await
         .map_err(Denied::Unavailable)?;
-        let Some((id, role, name, lan_id, lan_name, removed_at, revoked_at, account, since)) = row else { return Err(Denied::Unknown) };
+        let Some((id, role, name, lan_key, lan_id, lan_name, removed_at, revoked_at, account, since)) = row else {
+            return Err(Denied::Unknown);
+        };
         let identity = identity(&role, &name, lan_id).map_err(denied_by_damage)?;
         if let Some(removed_at) = removed_at {
             return Err(Denied::Removed { identity, on: day(removed_at) });
@@ -288,44 +309,20 @@ impl Accounts {
         let account = MemberId(account);
         let limits = self.limits(account).await.map_err(denied_by_damage)?;
         let lan_name = parsed(&lan_name).map_err(denied_by_damage)?;
-        Ok(Member { id: MemberId(id), identity, lan_name, account, since: UnixSeconds(since), limits })
+        Ok(Member { id: MemberId(id), identity, lan_key: LanKey(lan_key), lan_name, account, since: UnixSeconds(since), limits })
     }
 
-    /// A number that changes when the accounts did, by whatever program, as far as [`Accounts::follow_changes`] has noticed.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-
-    /// Notices changes within [`CHANGES_NOTICED_WITHIN`], until a later version has upgraded the store to what this one can't use; what else goes
-    /// wrong is logged and tried again.
-    pub async fn follow_changes(&self) -> AccountsError {
-        loop {
-            let Err(error) = self.follow_changes_on_one_connection().await;
-            if matches!(error, AccountsError::TooOld { .. }) {
-                return error;
-            }
-            tracing::warn!(%error, "the member database does not answer: going on with what is known");
-            tokio::time::sleep(CHANGES_NOTICED_WITHIN).await;
-        }
-    }
-
-    async fn follow_changes_on_one_connection(&self) -> Result<std::convert::Infallible, AccountsError> {
-        let mut connection = self.connection().await?;
-        let mut known: Option<i64> = None;
-        loop {
-            migrations::check_needs(&mut connection).await?;
-            let now: i64 = sqlx::query_scalar("SELECT number FROM revision").fetch_one(&mut connection).await?;
-            if known != Some(now) {
-                known = Some(now);
-                self.changes.send_modify(|changes| *changes += 1);
-            }
-            tokio::time::sleep(CHANGES_NOTICED_WITHIN).await;
+    /// Lets go of what is known of members who have changed. What may have changed is kept for when the store does not answer.
+    fn forget(&self, change: &Change) {
+        if change.touches_members() {
+            let mut known = self.known.lock().expect("nothing panics under the lock");
+            known.retain(|_, member| !change.names_member(member.id, member.lan_key));
         }
     }
 }
 
-/// Member, role, name, LAN's number and name, when removed, when the certificate was revoked, whose account, since when.
-type HolderRow = (i64, String, String, i64, String, Option<i64>, Option<i64>, i64, i64);
+/// Member, role, name, LAN's key, number and name, when removed, when the certificate was revoked, whose account, since when.
+type HolderRow = (i64, String, String, i64, i64, String, Option<i64>, Option<i64>, i64, i64);
 
 fn denied_by_damage(error: AccountsError) -> Denied {
     tracing::error!(%error, "a member can't be read");
@@ -358,9 +355,6 @@ fn number<T: TryFrom<i64>>(value: i64) -> Result<T, AccountsError> {
 fn day(unix_seconds: i64) -> Date {
     OffsetDateTime::from_unix_timestamp(unix_seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH).date()
 }
-
-/// An operator's change takes effect on live sessions within a second; a look costs one statement without I/O.
-pub const CHANGES_NOTICED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Members remembered for when the store does not answer, some 700 bytes each.
 const KNOWN_MAX: usize = 65_536;

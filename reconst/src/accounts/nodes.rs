@@ -13,6 +13,7 @@ use sqlx::AnyConnection;
 use super::{
     Accounts, AccountsError,
     book::{Book, LANS, USERS},
+    changes::Touched,
     number, parsed,
     registry::now,
     schema::Backend,
@@ -110,6 +111,7 @@ impl Accounts {
     pub async fn add_node(&self, name: &Name, public: &Target) -> Result<(), AccountsError> {
         self.check_takes_several()?;
         let mut transaction = self.write().await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         let known = "SELECT count(*) FROM nodes WHERE name = $1 AND removed_at IS NULL";
         let known: i64 = sqlx::query_scalar(known).bind(name.as_str()).fetch_one(&mut *transaction).await?;
         if known > 0 {
@@ -163,7 +165,12 @@ impl Accounts {
             .bind(key)
             .fetch_one(&mut *connection)
             .await?;
-        sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *connection).await?;
+        sqlx::query(
+            "WITH now AS (UPDATE revision SET number = number + 1 RETURNING number)
+             INSERT INTO changes (number, kind, subject_key) SELECT number, 'nobody', 0 FROM now",
+        )
+        .execute(&mut *connection)
+        .await?;
         // What a run before had leased, and would hold now that the node is heard again.
         for sql in [USERS, LANS].map(end_leases) {
             sqlx::query(sqlx::AssertSqlSafe(sql)).bind(key).execute(&mut *connection).await?;
@@ -277,6 +284,7 @@ impl Accounts {
     /// If the store does not answer.
     pub(crate) async fn place(&self, lan: LanId, from: Option<NodeKey>, to: NodeKey) -> Result<bool, AccountsError> {
         let mut transaction = self.write().await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         let done = match from {
             None => {
                 sqlx::query(
@@ -318,6 +326,7 @@ impl Accounts {
             None => None,
         };
         let mut transaction = self.write().await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         let done = sqlx::query("UPDATE lans SET wanted_node_key = $1 WHERE name = $2 AND removed_at IS NULL")
             .bind(key)
             .bind(lan.as_str())
@@ -338,6 +347,7 @@ impl Accounts {
         self.check_takes_several()?;
         let until = within.map(millis);
         let mut transaction = self.write().await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         let sql = format!("UPDATE nodes SET drain_until_ms = {CLOCK_MS} + $1 WHERE name = $2 AND removed_at IS NULL");
         let done = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(until).bind(name.as_str()).execute(&mut *transaction).await?;
         if done.rows_affected() == 0 {
@@ -359,6 +369,7 @@ impl Accounts {
         self.check_takes_several()?;
         let key = self.node_key(name).await?;
         let mut transaction = self.write().await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         sqlx::query("UPDATE nodes SET removed_at = $1 WHERE node_key = $2").bind(now()).bind(key.0).execute(&mut *transaction).await?;
         sqlx::query("UPDATE lans SET wanted_node_key = NULL WHERE wanted_node_key = $1").bind(key.0).execute(&mut *transaction).await?;
         for sql in [USERS, LANS].map(end_leases) {

@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use super::{
     Accounts, AccountsError, Limits, MemberId, Spender,
     book::Book,
+    changes::Touched,
     identity,
     lan_accounts::LanKey,
     number, parsed,
@@ -110,13 +111,15 @@ impl Accounts {
         if !is_port_free(data_port) {
             return Err(AccountsError::DataPortTaken(data_port));
         }
-        sqlx::query("INSERT INTO lans (lan_id, name, data_port, created_at) VALUES ($1, $2, $3, $4)")
+        let sql = "INSERT INTO lans (lan_id, name, data_port, created_at) VALUES ($1, $2, $3, $4) RETURNING lan_key";
+        let key: i64 = sqlx::query_scalar(sql)
             .bind(i64::from(id.0))
             .bind(name.as_str())
             .bind(i64::from(data_port))
             .bind(now())
-            .execute(&mut *transaction)
+            .fetch_one(&mut *transaction)
             .await?;
+        self.touch(&mut transaction, Touched::Lan(LanKey(key))).await?;
         self.log(&mut transaction, "lan.add", name.as_str(), &format!("number {id}, data port {data_port}")).await?;
         transaction.commit().await?;
         Ok(Lan { id, name: name.clone(), data_port })
@@ -154,11 +157,12 @@ impl Accounts {
         if data_port == login_port || lans.iter().any(|other| other.id != lan.id && other.data_port == data_port) {
             return Err(AccountsError::DataPortTaken(data_port));
         }
-        sqlx::query("UPDATE lans SET data_port = $1 WHERE name = $2 AND removed_at IS NULL")
+        let key: i64 = sqlx::query_scalar("UPDATE lans SET data_port = $1 WHERE name = $2 AND removed_at IS NULL RETURNING lan_key")
             .bind(i64::from(data_port))
             .bind(name.as_str())
-            .execute(&mut *transaction)
+            .fetch_one(&mut *transaction)
             .await?;
+        self.touch(&mut transaction, Touched::Lan(LanKey(key))).await?;
         self.log(&mut transaction, "lan.move", name.as_str(), &format!("data port {data_port}")).await?;
         transaction.commit().await?;
         Ok(lan.clone())
@@ -170,13 +174,15 @@ impl Accounts {
     /// If there is none of that name.
     pub async fn remove_lan(&self, name: &Name) -> Result<(), AccountsError> {
         let mut transaction = self.write().await?;
-        let done = sqlx::query("UPDATE lans SET removed_at = $1 WHERE name = $2 AND removed_at IS NULL")
-            .bind(now())
-            .bind(name.as_str())
-            .execute(&mut *transaction)
-            .await?;
-        if done.rows_affected() == 0 {
-            return Err(AccountsError::NoLan(name.clone()));
+        let removed: Option<i64> =
+            sqlx::query_scalar("UPDATE lans SET removed_at = $1 WHERE name = $2 AND removed_at IS NULL RETURNING lan_key")
+                .bind(now())
+                .bind(name.as_str())
+                .fetch_optional(&mut *transaction)
+                .await?;
+        let key = removed.map(LanKey).ok_or_else(|| AccountsError::NoLan(name.clone()))?;
+        for touched in [Touched::Lan(key), Touched::MembersOf(key)] {
+            self.touch(&mut transaction, touched).await?;
         }
         self.log(&mut transaction, "lan.remove", name.as_str(), "").await?;
         Ok(transaction.commit().await?)
@@ -223,6 +229,7 @@ impl Accounts {
             .bind(issued.expires_at.unix_timestamp())
             .execute(&mut *transaction)
             .await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         let (action, subject) = (format!("{}.add", identity.role), at(&identity.name, lan_name));
         let detail = if identity.role == Role::User { limits.to_string() } else { String::new() };
         self.log(&mut transaction, &action, &subject, &detail).await?;
@@ -245,20 +252,20 @@ impl Accounts {
         number(count)
     }
 
-    /// Whether the LAN of that number has a relay of that name now.
+    /// The relay of that name that the LAN of that number has now, if it has one.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn has_relay(&self, lan: LanId, name: &str) -> Result<bool, AccountsError> {
-        let count: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM members m JOIN lans l ON l.lan_key = m.lan_key
+    pub async fn relay(&self, lan: LanId, name: &str) -> Result<Option<MemberId>, AccountsError> {
+        let id: Option<i64> = sqlx::query_scalar(
+            "SELECT m.member_id FROM members m JOIN lans l ON l.lan_key = m.lan_key
              WHERE l.lan_id = $1 AND l.removed_at IS NULL AND m.role = 'relay' AND m.name = $2 AND m.removed_at IS NULL",
         )
         .bind(i64::from(lan.0))
         .bind(name)
-        .fetch_one(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
-        Ok(count > 0)
+        Ok(id.map(MemberId))
     }
 
     /// The certificates by which users were members of a LAN, and are not any more though their time is not over: for each LAN the
@@ -268,9 +275,15 @@ impl Accounts {
     /// If the store does not answer.
     pub async fn removed_certificates(&self) -> Result<BTreeMap<LanId, Vec<CertificateMark>>, AccountsError> {
         let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-            "SELECT l.lan_id, c.der FROM certificates c JOIN members m ON m.member_id = c.member_id JOIN lans l ON l.lan_key = m.lan_key
-             WHERE m.role = 'user' AND l.removed_at IS NULL AND c.expires_at > $1 AND (m.removed_at IS NOT NULL OR c.revoked_at IS NOT NULL)
-             ORDER BY coalesce(m.removed_at, c.revoked_at) DESC, c.certificate_id DESC",
+            "SELECT lan_id, der FROM (
+                 SELECT l.lan_id, c.der, m.removed_at AS ended_at, c.certificate_id
+                 FROM members m JOIN certificates c ON c.member_id = m.member_id JOIN lans l ON l.lan_key = m.lan_key
+                 WHERE m.removed_at IS NOT NULL AND m.role = 'user' AND l.removed_at IS NULL AND c.expires_at > $1
+                 UNION ALL
+                 SELECT l.lan_id, c.der, c.revoked_at AS ended_at, c.certificate_id
+                 FROM certificates c JOIN members m ON m.member_id = c.member_id JOIN lans l ON l.lan_key = m.lan_key
+                 WHERE c.revoked_at IS NOT NULL AND m.removed_at IS NULL AND m.role = 'user' AND l.removed_at IS NULL AND c.expires_at > $1
+             ) ended ORDER BY ended_at DESC, certificate_id DESC",
         )
         .bind(now())
         .fetch_all(&self.pool)
@@ -291,19 +304,19 @@ impl Accounts {
     /// If there is none of that name and role in the LAN.
     pub async fn remove_member(&self, lan: &Name, role: Role, name: &Name) -> Result<(), AccountsError> {
         let mut transaction = self.write().await?;
-        let done = sqlx::query(
+        let removed: Option<i64> = sqlx::query_scalar(
             "UPDATE members SET removed_at = $1 WHERE role = $2 AND name = $3 AND removed_at IS NULL
-             AND lan_key = (SELECT lan_key FROM lans WHERE name = $4 AND removed_at IS NULL)",
+             AND lan_key = (SELECT lan_key FROM lans WHERE name = $4 AND removed_at IS NULL) RETURNING member_id",
         )
         .bind(now())
         .bind(role.to_string())
         .bind(name.as_str())
         .bind(lan.as_str())
-        .execute(&mut *transaction)
+        .fetch_optional(&mut *transaction)
         .await?;
-        if done.rows_affected() == 0 {
-            return Err(AccountsError::NoMember { lan: lan.clone(), role, name: name.clone() });
-        }
+        let none = || AccountsError::NoMember { lan: lan.clone(), role, name: name.clone() };
+        let member = removed.map(MemberId).ok_or_else(none)?;
+        self.touch(&mut transaction, Touched::Member(member)).await?;
         self.log(&mut transaction, &format!("{role}.remove"), &at(name, lan), "").await?;
         Ok(transaction.commit().await?)
     }
@@ -354,6 +367,7 @@ impl Accounts {
     pub async fn set_limits(&self, account: MemberId, limits: &Limits) -> Result<(), AccountsError> {
         let mut transaction = self.write().await?;
         put_limits(&mut transaction, account, limits).await?;
+        self.touch(&mut transaction, Touched::Limits(Spender::User(account))).await?;
         let holder: (String, String) =
             sqlx::query_as("SELECT m.name, l.name FROM members m JOIN lans l ON l.lan_key = m.lan_key WHERE m.member_id = $1")
                 .bind(account.0)
@@ -374,11 +388,15 @@ impl Accounts {
         let other = live_user(&mut transaction, with.0, with.1).await?;
         let account = if other.member == id.member { other.member } else { other.account };
         // Who has shared with this user goes along, so that an account is never found by two steps.
-        sqlx::query("UPDATE members SET account_of = $1 WHERE member_id = $2 OR account_of = $2")
-            .bind(account)
-            .bind(id.member)
-            .execute(&mut *transaction)
-            .await?;
+        let members: Vec<i64> =
+            sqlx::query_scalar("UPDATE members SET account_of = $1 WHERE member_id = $2 OR account_of = $2 RETURNING member_id")
+                .bind(account)
+                .bind(id.member)
+                .fetch_all(&mut *transaction)
+                .await?;
+        for member in members {
+            self.touch(&mut transaction, Touched::Member(MemberId(member))).await?;
+        }
         sqlx::query("UPDATE members SET account_of = NULL WHERE account_of = member_id").execute(&mut *transaction).await?;
         self.log(&mut transaction, "user.account", &at(user, lan), &format!("that of {}", at(with.1, with.0))).await?;
         Ok(transaction.commit().await?)

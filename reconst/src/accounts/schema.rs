@@ -13,7 +13,11 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
-use super::{Accounts, AccountsError, Database, migrations};
+use super::{
+    Accounts, AccountsError, Database,
+    changes::{KEPT, Recent},
+    migrations,
+};
 
 /// Which of the two stores it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,7 +56,7 @@ impl Accounts {
             .connect_with(options)
             .await?;
         migrations::run(backend, &pool).await?;
-        Ok(Self { pool, backend, changes: Arc::new(watch::Sender::new(0)), known: Arc::default(), actor: "reconst".into() })
+        Ok(Self { pool, backend, changes: Arc::new(watch::Sender::new(Recent::default())), known: Arc::default(), actor: "reconst".into() })
     }
 
     /// A connection that belongs to the caller alone.
@@ -84,11 +88,14 @@ impl Accounts {
         self.pool.close().await;
     }
 
-    /// A transaction in which an operator, or a member who enrols, changes something: running servers look again once it is committed. It holds
-    /// the right to write from its start, so that it can't fail for another's in its middle.
+    /// A transaction in which an operator, or a member who enrols, changes something: running servers look again once it is committed, at what it
+    /// is noted to [touch](Accounts::touch), or at everything. It holds the right to write from its start, so that it can't fail for another's in
+    /// its middle, and no two of them are under way at once.
     pub(super) async fn write(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
         let mut transaction = self.write_unnoticed().await?;
-        sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *transaction).await?;
+        let number: i64 =
+            sqlx::query_scalar("UPDATE revision SET number = number + 1 RETURNING number").fetch_one(&mut *transaction).await?;
+        sqlx::query("DELETE FROM changes WHERE number <= $1").bind(number - KEPT).execute(&mut *transaction).await?;
         Ok(transaction)
     }
 

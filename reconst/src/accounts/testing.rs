@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use shared::{ids::LanId, target::Host};
 
-use super::Database;
+use super::{Accounts, Database};
 use crate::provision::{DEFAULT_LOGIN_PORT, Registrar};
 
 /// A new state with LAN 15, elm, in SQLite or PostgreSQL.
@@ -16,6 +16,13 @@ pub(crate) async fn registrar() -> (Registrar, tempfile::TempDir) {
     let registrar = Registrar::init_with(&state, &[host], DEFAULT_LOGIN_PORT, database.as_ref()).await.expect("a new state");
     registrar.add_lan(&"elm".parse().expect("a name"), Some(LanId(15)), None).await.expect("a new LAN");
     (registrar, scratch)
+}
+
+impl Accounts {
+    /// Does what no program does, or only an earlier version.
+    pub(crate) async fn change_unnoticed(&self, sql: &'static str) {
+        sqlx::query(sql).execute(&self.pool).await.expect("a statement");
+    }
 }
 
 /// A new database of the PostgreSQL that [`SERVER`] names; without that, tests take SQLite.

@@ -29,13 +29,17 @@ use shared::{
 
 use tokio::sync::Notify;
 
-use self::{keeping::Reporting, spending::LanAccount, user::Totals};
+use self::{
+    keeping::{Kept, Reporting},
+    spending::LanAccount,
+    user::Totals,
+};
 pub use self::{
     spending::{LanAccountReport, OpenFlow, Spending},
     user::{AccountReport, UserAccount},
 };
 use crate::{
-    accounts::{Accounts, AccountsError, Member, MemberId, Spender},
+    accounts::{Accounts, AccountsError, Member, MemberId, Spender, changes::Change, lan_accounts::LanKey},
     nodes::Nodes,
 };
 
@@ -191,20 +195,30 @@ impl Keeper {
     /// Keeps the counts and follows the operator's changes, for ever.
     pub async fn run(self) {
         let mut changes = self.shared.accounts.changes();
+        // What has not been followed yet.
+        let mut due = Change::default();
         let mut ticks = tokio::time::interval(KEPT_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = ticks.tick() => self.tick().await,
+                _ = ticks.tick() => {
+                    self.tick().await;
+                    if !due.is_empty() && self.follow_limits(&due).await.is_ok() {
+                        due = Change::default();
+                    }
+                }
                 () = self.shared.lease_low.notified(), if self.shared.nodes.is_some() => {
                     self.keep_those(false).await;
                     // Flows that wait ask again and again.
                     tokio::time::sleep(LEASES_APART).await;
                 }
-                changed = changes.changed() => match changed {
-                    Ok(()) => self.follow_limits().await,
-                    Err(_) => std::future::pending().await,
-                },
+                change = changes.next() => {
+                    due.add(&change);
+                    match self.follow_limits(&due).await {
+                        Ok(()) => due = Change::default(),
+                        Err(error) => tracing::warn!(%error, "limits can't be read: going on with those that are known, and trying again"),
+                    }
+                }
             }
         }
     }
@@ -266,32 +280,24 @@ impl Keeper {
         self.keep().await;
     }
 
-    async fn follow_limits(&self) {
+    /// Reads the limits again of the accounts here that a change touches.
+    async fn follow_limits(&self, change: &Change) -> Result<(), AccountsError> {
         let shared = &self.shared;
-        let users: Vec<(MemberId, Arc<UserAccount>)> = shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
-        if users.is_empty() {
-            return;
+        let is_touched = |account: &dyn Kept| change.touches_limits(account.reporting().spender);
+        let lans: Vec<Arc<LanAccount>> = self.lans().into_iter().filter(|lan| is_touched(&**lan)).collect();
+        if !lans.is_empty() {
+            let keys: Vec<LanKey> = lans.iter().map(|lan| lan.key).collect();
+            let mut limits_by_lan = shared.accounts.lan_limits_of(&keys).await?;
+            lans.iter().for_each(|lan| lan.set_limits(limits_by_lan.remove(&lan.key).unwrap_or_default()));
         }
-        self.follow_lan_limits().await;
-        let ids: Vec<MemberId> = users.iter().map(|(id, _)| *id).collect();
-        let limits_by_user = match shared.accounts.limits_of(&ids).await {
-            Ok(limits) => limits,
-            Err(error) => {
-                tracing::warn!(%error, "limits can't be read: going on with those that are known");
-                return;
-            }
-        };
-        for (id, user) in users {
-            let limits = limits_by_user.get(&id).cloned().unwrap_or_default();
-            user.set_limits(limits);
+        let users: Vec<(MemberId, Arc<UserAccount>)> =
+            shared.lock().iter().filter(|(_, user)| is_touched(&***user)).map(|(id, user)| (*id, user.clone())).collect();
+        if !users.is_empty() {
+            let ids: Vec<MemberId> = users.iter().map(|(id, _)| *id).collect();
+            let mut limits_by_user = shared.accounts.limits_of(&ids).await?;
+            users.iter().for_each(|(id, user)| user.set_limits(limits_by_user.remove(id).unwrap_or_default()));
         }
-    }
-
-    async fn follow_lan_limits(&self) {
-        match self.shared.accounts.all_lan_limits().await {
-            Ok(limits) => self.lans().iter().for_each(|lan| lan.set_limits(limits.get(&lan.key).cloned().unwrap_or_default())),
-            Err(error) => tracing::warn!(%error, "LANs' limits can't be read: going on with those that are known"),
-        }
+        Ok(())
     }
 }
 

@@ -217,6 +217,11 @@ impl LanAccount {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn limits(&self) -> Limits {
+        self.lock().account().limits().clone()
+    }
+
     pub(super) fn is_exhausted(&self) -> bool {
         self.lock().account().is_exhausted()
     }

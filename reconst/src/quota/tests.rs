@@ -243,6 +243,47 @@ async fn a_member_is_one_still_while_the_store_does_not_answer() {
     assert!(accounts.authorise(&bob, Role::User).await.is_err(), "never seen");
 }
 
+#[tokio::test]
+async fn only_limits_that_have_changed_are_read_again_and_all_of_what_an_earlier_version_writes() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let accounts = registrar.accounts();
+    let (ann, bob) = (user_with_quota(&registrar, 1000).await, user(&registrar, "bob", &Limits::default()).await);
+    let keeper = Keeper::new(accounts.clone(), None, None);
+    let (anns, bobs) = (keeper.spending(&ann).await.expect("an account"), keeper.spending(&bob).await.expect("an account"));
+    let max_flows = |spending: &Spending| spending.user.lock().limits().max_flows;
+    let following = tokio::spawn({
+        let accounts = accounts.clone();
+        async move { accounts.follow_changes().await }
+    });
+    // The first look is at everything.
+    accounts.changes().next().await;
+    let running = tokio::spawn(keeper.run());
+
+    // Nobody is told of what is changed by hand.
+    accounts.change_unnoticed("UPDATE limits SET max_flows = 5").await;
+    let limits = Limits { max_flows: Some(7), ..ann.limits.clone() };
+    accounts.set_limits(ann.account, &limits).await.expect("an account");
+    until("ann's limits hold", || max_flows(&anns) == Some(7)).await;
+    assert_eq!(max_flows(&bobs), None, "those of others are not looked at");
+    accounts.set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+    until("the LAN's limits hold", || anns.lan.limits() == limits).await;
+    assert_eq!(max_flows(&bobs), None);
+
+    accounts.change_unnoticed("UPDATE revision SET number = number + 1").await;
+    until("what is noted nowhere holds", || max_flows(&bobs) == Some(5)).await;
+    following.abort();
+    running.abort();
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("{what} in time"));
+}
+
 async fn user_with_quota(registrar: &Registrar, bytes: u64) -> Member {
     user(registrar, "ann", &Limits { quota: Some(Quota::of(Size { bytes })), ..Limits::default() }).await
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use reconst::{accounts::Limits, provision::Registrar};
 use shared::service::Shutdown;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -95,12 +96,31 @@ pub async fn sessions(count: usize) -> anyhow::Result<Vec<Reading>> {
         request?.context("a session does not serve")?;
     }
     let served_in = start.elapsed();
+    let change = time_of_a_change(&tributary).await?;
     Ok(vec![
         Reading { figure: "sessions up in", unit: "s", value: up_in.as_secs_f64() },
         Reading { figure: "a request over each in", unit: "s", value: served_in.as_secs_f64() },
         Reading { figure: "reconst's time a session", unit: "ms", value: (with.1 - before.1).as_secs_f64() * 1e3 / count as f64 },
         Reading { figure: "memory of a session", unit: "kB", value: with.0.saturating_sub(before.0) as f64 / 1e3 / count as f64 },
+        Reading { figure: "reconst's time for a user who is added", unit: "ms", value: change.as_secs_f64() * 1e3 },
     ])
+}
+
+/// What `reconst` takes of the processor for a change that touches nobody who is here, beside what it takes anyhow.
+async fn time_of_a_change(tributary: &Tributary) -> anyhow::Result<Duration> {
+    let registrar = Registrar::open(&tributary.state()).await?;
+    tokio::time::sleep(SETTLE).await;
+    let idle = tributary.reconst().processor_time()?;
+    tokio::time::sleep(BETWEEN_CHANGES * CHANGES).await;
+    let before = tributary.reconst().processor_time()?;
+    let mut times = tokio::time::interval(BETWEEN_CHANGES);
+    for number in 0..CHANGES {
+        times.tick().await;
+        registrar.add_user(&"elm".parse()?, &format!("new{number}").parse()?, &Limits::default()).await?;
+    }
+    times.tick().await;
+    let after = tributary.reconst().processor_time()?;
+    Ok((after - before).saturating_sub(before - idle) / CHANGES)
 }
 
 fn active_paths(proxy: &proxy_local::Running) -> usize {
@@ -120,6 +140,8 @@ fn raise_open_files_limit(wanted: usize) -> anyhow::Result<()> {
     raised.with_context(|| format!("this needs {wanted} open files: raise the limit (`ulimit -n`)"))
 }
 
+const CHANGES: u32 = 5;
+const BETWEEN_CHANGES: Duration = Duration::from_secs(2);
 /// Below a session's limit of 4,096.
 const FLOWS_A_PROXY: usize = 3_500;
 /// So many flows open at once: enough to be quick, few enough for a listener's backlog.

@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use super::{CertificateEntry, Der, Document, LanEntry, UserOfLan};
 use crate::accounts::{
-    Accounts, AccountsError, Limits, MemberId,
+    Accounts, AccountsError, Limits, MemberId, Spender,
+    changes::Touched,
     lan_accounts::{LanKey, all_lan_limits, put_lan_limits},
     number, parsed,
     registry::{at, now, put_limits},
@@ -76,6 +77,7 @@ impl Accounts {
         document.check_names()?;
         let transaction = self.write().await?;
         let mut import = Import { accounts: self, transaction, imported: Imported::default() };
+        import.touch(Touched::Nobody).await?;
         let lan_by_name = import.lans(&document.lan, login_port).await?;
         import.lan_limits(&document.lan, &lan_by_name).await?;
         let mut members = Members::read(&mut import.transaction, lan_by_name).await?;
@@ -168,6 +170,10 @@ impl Import<'_> {
         Ok(())
     }
 
+    async fn touch(&mut self, touched: Touched) -> Result<(), sqlx::Error> {
+        self.accounts.touch(&mut self.transaction, touched).await
+    }
+
     /// Adds and moves LANs; gives all that are served.
     async fn lans(&mut self, entries: &[LanEntry], login_port: u16) -> Result<BTreeMap<Name, (i64, LanId)>, ImportError> {
         let rows: Vec<(i64, String, i64, i64)> =
@@ -205,6 +211,7 @@ impl Import<'_> {
                     .bind(name.as_str())
                     .execute(&mut *self.transaction)
                     .await?;
+                self.touch(Touched::Lan(LanKey(lans[name].0))).await?;
                 self.note("lan.move", name.as_str(), &format!("data port {data_port}")).await?;
             } else {
                 let key: i64 =
@@ -216,6 +223,7 @@ impl Import<'_> {
                         .fetch_one(&mut *self.transaction)
                         .await?;
                 lans.insert(name.clone(), (key, LanId(*lan_id)));
+                self.touch(Touched::Lan(LanKey(key))).await?;
                 self.note("lan.add", name.as_str(), &format!("number {lan_id}, data port {data_port}")).await?;
             }
         }
@@ -230,6 +238,7 @@ impl Import<'_> {
             let key = LanKey(lan_by_name[name].0);
             if limits_by_lan.get(&key).cloned().unwrap_or_default() != limits {
                 put_lan_limits(&mut self.transaction, key, &limits).await?;
+                self.touch(Touched::Limits(Spender::Lan(key))).await?;
                 self.note("lan.set", name.as_str(), &limits.to_string()).await?;
             }
         }
@@ -253,6 +262,7 @@ impl Import<'_> {
             let id = MemberId(existing.id);
             if user.account.is_none() && members.limits.get(&id).cloned().unwrap_or_default() != limits {
                 put_limits(&mut self.transaction, id, &limits).await?;
+                self.touch(Touched::Limits(Spender::User(id))).await?;
                 self.note("user.set", &subject, &limits.to_string()).await?;
             }
         }
@@ -279,6 +289,7 @@ impl Import<'_> {
                     .execute(&mut *self.transaction)
                     .await?;
                 let of = user.account.as_ref().map_or_else(|| "its own".into(), |other| at(&other.name, &other.lan));
+                self.touch(Touched::Member(MemberId(existing.id))).await?;
                 self.note("user.account", &subject, &format!("that of {of}")).await?;
             }
         }
