@@ -9,7 +9,7 @@ use neighbourhood::{
     load::{ConnectError, LoadError, Via, associate::Association},
     neighbourhood::{Neighbourhood, Plan},
 };
-use reconst::accounts::{Limits, Quota, registry::Listed};
+use reconst::accounts::{Limits, Quota, users::Listed};
 use shared::{
     community::{member::Name, quota::Counts},
     units::Size,

@@ -19,7 +19,8 @@ use super::{
     Accounts, AccountsError, Limits, MemberId,
     changes::Touched,
     day, identity, number, parsed,
-    registry::{at, now, put_limits},
+    registry::{at, now},
+    users::put_limits,
 };
 
 /// Who is to be invited.

@@ -18,9 +18,10 @@ use super::{
     changes::Touched,
     number, parsed,
     parts::Part,
-    registry::{live_lan_key, put_limits_of},
+    registry::live_lan_key,
     report::period,
     usage::{self, limits_by_key},
+    users::put_limits_of,
     written::WrittenLimits,
 };
 

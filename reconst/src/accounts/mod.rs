@@ -27,6 +27,7 @@ mod schema;
 #[cfg(test)]
 pub(crate) mod testing;
 mod usage;
+pub mod users;
 pub mod written;
 
 use std::{

@@ -12,7 +12,7 @@ use super::{
     Accounts, AccountsError, MemberId,
     book::USERS,
     parts::{MemberPlace, Members, Part},
-    registry::Listed,
+    users::Listed,
     written::WrittenLimits,
 };
 

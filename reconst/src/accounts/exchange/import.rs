@@ -16,8 +16,9 @@ use crate::accounts::{
     changes::Touched,
     lan_accounts::{LanKey, all_lan_limits, put_lan_limits},
     number, parsed,
-    registry::{at, now, put_limits},
+    registry::{at, now},
     usage,
+    users::put_limits,
     written::WrittenError,
 };
 
