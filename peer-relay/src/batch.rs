@@ -8,6 +8,7 @@ use std::{
     cell::RefCell,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
 };
 
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
@@ -42,6 +43,25 @@ pub(crate) struct Sent {
     pub(crate) dropped: u64,
     /// Whether the socket itself can't send any more, as far as the last error shows.
     pub(crate) is_broken: bool,
+}
+
+/// What a socket that is received from has given in place of packets.
+#[derive(Default, Debug)]
+pub(crate) struct Errors {
+    in_a_row: u32,
+}
+
+impl Errors {
+    /// Follows an attempt to receive; waits a moment if the socket gives nothing but errors.
+    pub(crate) async fn pause_after(&mut self, received: &io::Result<()>) {
+        self.in_a_row = match received {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => self.in_a_row + 1,
+            _ => 0,
+        };
+        if self.in_a_row > ERRORS_IN_A_ROW_MAX {
+            tokio::time::sleep(ERROR_PAUSE).await;
+        }
+    }
 }
 
 impl BatchSocket {
@@ -171,3 +191,9 @@ const MESSAGE_BYTES: usize = 64 * 1024;
 
 /// The longest UDP payload that leaves in one call, in bytes (65,535 less the headers of IPv6 and UDP).
 const GSO_BYTES_MAX: usize = 65_487;
+
+/// Errors of single packets (ICMP) come at most as often as packets are sent; more in a row are the interface's.
+const ERRORS_IN_A_ROW_MAX: u32 = 64;
+
+/// How long to leave a socket alone that gives nothing but errors.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);

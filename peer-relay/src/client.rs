@@ -15,7 +15,7 @@ use shared::{community::member::Identity, share::shaper::line_bytes};
 use tokio::task::AbortHandle;
 
 use crate::{
-    batch::{BatchSocket, Packets, Sent},
+    batch::{BatchSocket, Errors, Packets, Sent},
     lane::{Exit, Towards},
     line::WanBinding,
     share::Share,
@@ -202,7 +202,7 @@ fn exit(common: &Common, user: &Arc<Identity>, carried: &Arc<Carried>, towards: 
 fn carry_down(common: &Arc<Common>, wan: Arc<BatchSocket>, exit: Arc<Exit>, reconst: SocketAddr) -> AbortHandle {
     let common = Arc::clone(common);
     let carry = async move {
-        let mut errors_in_a_row = 0;
+        let mut errors = Errors::default();
         while wan.readable().await.is_ok() {
             let now = Instant::now();
             let received = wan.receive(|from, _, packets| {
@@ -211,14 +211,7 @@ fn carry_down(common: &Arc<Common>, wan: Arc<BatchSocket>, exit: Arc<Exit>, reco
                     common.share.down.forward(now, &exit, packets);
                 }
             });
-            errors_in_a_row = match received {
-                Ok(()) => 0,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => errors_in_a_row + 1,
-            };
-            if errors_in_a_row > ERRORS_IN_A_ROW_MAX {
-                tokio::time::sleep(ERROR_PAUSE).await;
-            }
+            errors.pause_after(&received).await;
         }
     };
     tokio::spawn(carry).abort_handle()
@@ -226,9 +219,3 @@ fn carry_down(common: &Arc<Common>, wan: Arc<BatchSocket>, exit: Arc<Exit>, reco
 
 /// How soon a socket that can't send is replaced again: an interface that is away comes back in seconds.
 const MEND_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Errors of single packets (ICMP) come at most as often as packets are sent; more in a row are the interface's.
-pub(crate) const ERRORS_IN_A_ROW_MAX: u32 = 64;
-
-/// How long to leave a socket alone that gives nothing but errors.
-pub(crate) const ERROR_PAUSE: Duration = Duration::from_millis(10);

@@ -30,8 +30,8 @@ use tokio::{
 };
 
 use crate::{
-    batch::Packets,
-    client::{Carried, Client, ClientAddress, Common, ERROR_PAUSE, ERRORS_IN_A_ROW_MAX},
+    batch::{Errors, Packets},
+    client::{Carried, Client, ClientAddress, Common},
     login::Upstream,
     strangers::Strangers,
 };
@@ -119,20 +119,13 @@ impl Forwarder {
     pub(crate) async fn run(mut self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut errors_in_a_row = 0;
+        let mut errors = Errors::default();
         loop {
             let common = Arc::clone(&self.common);
             tokio::select! {
                 readable = common.lan.readable() => {
                     let received = readable.and_then(|()| self.receive());
-                    errors_in_a_row = match received {
-                        Ok(()) => 0,
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                        Err(_) => errors_in_a_row + 1,
-                    };
-                    if errors_in_a_row > ERRORS_IN_A_ROW_MAX {
-                        tokio::time::sleep(ERROR_PAUSE).await;
-                    }
+                    errors.pause_after(&received).await;
                 }
                 Some(judged) = self.judged.recv() => self.admit(judged),
                 Ok(()) = self.upstream.changed() => {

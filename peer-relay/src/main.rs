@@ -1,7 +1,5 @@
 //! The command line of `peer-relay`.
 
-mod joining;
-
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -20,7 +18,8 @@ use shared::{
     },
     link::renew::{check_time, left_percent},
     service::{
-        Exit, Failure, LogFormat, admin, conclude,
+        Exit, Failure, LogFormat, admin,
+        commands::{self, Install, Join},
         control::{self, ControlError},
         default_folder, found_profile, init_logging, read_config, read_profile, shutdown_on_signals,
     },
@@ -66,9 +65,9 @@ enum Command {
         which: Which,
     },
     /// Become a relay with an invite: make a key here, have it certified, write the profile.
-    Join(joining::Join),
+    Join(Join),
     /// Have systemd run it from now on, also after each start of this PC.
-    Install(joining::Install),
+    Install(Install),
     /// Say whether `run` would accept the same settings, without starting.
     Check(Box<Settings>),
     /// Print completions for a shell.
@@ -216,13 +215,7 @@ struct LineFile {
 }
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
-        Ok(cli) => conclude(execute(cli.command)),
-        Err(error) => {
-            let _ = error.print();
-            ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { 0 })
-        }
-    }
+    commands::run(|cli: Cli| execute(cli.command))
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
@@ -247,8 +240,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             print_held(&which.ask(false, "pause", Arguments { line, seconds })?)
         }
         Command::Resume { line, which } => print_held(&which.ask(false, "resume", Arguments { line, seconds: None })?),
-        Command::Join(join) => runtime()?.block_on(join.execute()),
-        Command::Install(install) => install.execute(),
+        Command::Join(join) => runtime()?.block_on(join.execute(Role::Relay)),
+        Command::Install(install) => install.execute(Role::Relay),
         Command::Check(settings) => {
             let (configs, _) = settings.resolve()?;
             for config in configs {
@@ -315,10 +308,10 @@ impl Settings {
         let of_file: Vec<_> = of_file.into_iter().map(|path| beside(self.config.as_deref(), path)).collect();
         let mut paths = if self.profile.is_empty() { of_file } else { self.profile };
         if paths.is_empty() {
-            paths.push(found_profile(Role::Relay, "peer-relay")?);
+            paths.push(found_profile(Role::Relay)?);
         }
-        let profiles: Vec<_> = paths.iter().map(|path| read_profile(path, Role::Relay, "peer-relay")).collect::<Result<_, _>>()?;
-        profiles.iter().try_for_each(|profile| check_time(profile, "peer-relay"))?;
+        let profiles: Vec<_> = paths.iter().map(|path| read_profile(path, Role::Relay)).collect::<Result<_, _>>()?;
+        profiles.iter().try_for_each(check_time)?;
         let Some(first) = profiles.first() else {
             return Err(Failure::usage("no profile: name the relay's with --profile FILE").into());
         };

@@ -268,7 +268,7 @@ impl Options {
         if credentials.is_none() && !self.allow_anyone {
             refuse_open_proxy(&listen)?;
         }
-        let paths = if self.profile.is_empty() { vec![found_profile(Role::User, "proxy-local")?] } else { self.profile.clone() };
+        let paths = if self.profile.is_empty() { vec![found_profile(Role::User)?] } else { self.profile.clone() };
         let profiles: Vec<Profile> = paths.iter().map(|path| usable_profile(path)).collect::<anyhow::Result<_>>()?;
         let placement = self.rule.iter().map(|rule| rule.resolve(&profiles)).collect::<anyhow::Result<_>>()?;
         let limits = Limits {
@@ -369,8 +369,8 @@ fn refuse_open_proxy(listen: &[Bind]) -> anyhow::Result<()> {
 
 /// Looks at the keys too, so that `check` finds what `run` would fail on.
 fn usable_profile(path: &Path) -> anyhow::Result<Profile> {
-    let profile = read_profile(path, Role::User, "proxy-local")?;
-    check_time(&profile, "proxy-local")?;
+    let profile = read_profile(path, Role::User)?;
+    check_time(&profile)?;
     let keys = Signer::from_profile(&profile).and_then(|_| MemberVerifier::new(&profile.authority_pem));
     keys.map_err(|error| {
         let message = format!("{} can't be used: {error}; ask whoever runs `reconst` for a new one", path.display());

@@ -1,12 +1,17 @@
 //! `proxy-local`: the command line.
 
-mod joining;
-
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use proxy_local::{Config, config::Options};
-use shared::service::{Exit, Failure, admin, conclude, init_logging, reload_on_hangup, shutdown_on_signals};
+use shared::{
+    community::member::Role,
+    service::{
+        Failure, admin,
+        commands::{self, Install, Join},
+        init_logging, reload_on_hangup, shutdown_on_signals,
+    },
+};
 
 /// Your proxy: loads over all the lines that your neighbours share
 #[derive(Parser)]
@@ -21,9 +26,9 @@ enum Command {
     /// Run the proxy until SIGTERM or Ctrl-C
     Run(#[command(flatten)] Options),
     /// Become a member with an invite: make a key here, have it certified, write the profile
-    Join(joining::Join),
+    Join(Join),
     /// Have systemd run it from now on, also after each start of this PC
-    Install(joining::Install),
+    Install(Install),
     /// Show what the running proxy does
     Status {
         /// Print JSON
@@ -42,13 +47,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
-        Ok(cli) => conclude(execute(cli.command)),
-        Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
-        }
-    }
+    commands::run(|cli: Cli| execute(cli.command))
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
@@ -66,8 +65,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             print!("{}", if json { answer } else { proxy_local::status::text(&serde_json::from_str(&answer)?) });
             Ok(())
         }
-        Command::Join(join) => runtime()?.block_on(join.execute()),
-        Command::Install(install) => install.execute(),
+        Command::Join(join) => runtime()?.block_on(join.execute(Role::User)),
+        Command::Install(install) => install.execute(Role::User),
         Command::Check(options) => {
             let options = options.with_file()?;
             options.log_format()?;

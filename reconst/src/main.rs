@@ -19,7 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use reconst::backup::{self, Members};
 use shared::{
     community::member::Role,
-    service::{Exit, Failure, Notice, admin, conclude, init_logging, notify, shutdown_on_signals},
+    service::{Failure, Notice, admin, commands, init_logging, notify, shutdown_on_signals},
 };
 
 use self::options::RunOptions;
@@ -107,13 +107,7 @@ struct Flows {
 }
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
-        Ok(cli) => conclude(execute(cli.command)),
-        Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
-        }
-    }
+    commands::run(|cli: Cli| execute(cli.command))
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {

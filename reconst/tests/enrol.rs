@@ -1,19 +1,16 @@
 //! PCs join a running `reconst` by invite, over loopback.
 
+mod common;
+
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    time::Duration,
 };
 
-use reconst::{
-    Config, Running,
-    accounts::{
-        Limits,
-        invites::{Certified, EnrolDenied, Invitation},
-    },
-    provision::{DEFAULT_LOGIN_PORT, Registrar},
+use common::{DEADLINE, Isp, LOOPBACK, name};
+use reconst::accounts::{
+    Limits,
+    invites::{Certified, EnrolDenied, Invitation},
 };
 use shared::{
     community::{
@@ -22,13 +19,12 @@ use shared::{
         member::{Name, Role},
         profile::Profile,
     },
-    ids::LanId,
     link::{
         enrol::{self, EnrolError},
         key::NewKey,
         tls,
     },
-    service::{Exit, Failure, Shutdown, joining::Joining, read_profile},
+    service::{Exit, Failure, joining::Joining, read_profile},
     target::{Host, Target},
 };
 use time::OffsetDateTime;
@@ -42,7 +38,7 @@ async fn an_invite_makes_a_pc_a_member_and_no_other() {
     assert_eq!((profile.identity.to_string().as_str(), profile.lan_name.as_str()), ("user ann of LAN 15", "elm"));
     let certificate = tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
     isp.registrar.accounts().authorise(&certificate, Role::User).await.expect("a member");
-    let kept = read_profile(&isp.path("ann.toml"), Role::User, "proxy-local").expect("a profile that `run` takes");
+    let kept = read_profile(&isp.path("ann.toml"), Role::User).expect("a profile that `run` takes");
     assert_eq!(kept, profile);
     assert_eq!(std::fs::metadata(isp.path("ann.toml")).expect("there").permissions().mode() & 0o777, 0o600);
 
@@ -200,29 +196,7 @@ async fn a_reconst_that_does_not_answer_says_what_to_check() {
     isp.stop().await;
 }
 
-struct Isp {
-    registrar: Registrar,
-    running: Running,
-    shutdown: Shutdown,
-    scratch: tempfile::TempDir,
-}
-
 impl Isp {
-    async fn start() -> Self {
-        let scratch = tempfile::tempdir().expect("a directory");
-        let state = scratch.path().join("state");
-        let registrar = Registrar::init(&state, &[Host::Ip(LOOPBACK)], DEFAULT_LOGIN_PORT).await.expect("a new state");
-        registrar.add_lan(&name("elm"), Some(LanId(15)), None).await.expect("a new LAN");
-        let config = Config { login_port_override: Some(0), has_ephemeral_data_ports: true, ..Config::new(state, LOOPBACK) };
-        let shutdown = Shutdown::new();
-        let running = reconst::start(config, shutdown.clone()).await.expect("a free port");
-        Self { registrar, running, shutdown, scratch }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.scratch.path().join(name)
-    }
-
     fn address(&self) -> Vec<Target> {
         vec![target(self.running.login_addr())]
     }
@@ -262,11 +236,6 @@ impl Isp {
         reached.close().await;
         answered
     }
-
-    async fn stop(self) {
-        self.shutdown.request();
-        timeout(DEADLINE, self.running.wait()).await.expect("a drain in time").expect("an orderly end");
-    }
 }
 
 fn invitation<'a>(lan: &'a Name, role: Role, member: &'a Name, again: bool) -> Invitation<'a> {
@@ -277,12 +246,3 @@ fn invitation<'a>(lan: &'a Name, role: Role, member: &'a Name, again: bool) -> I
 fn target(address: SocketAddr) -> Target {
     Target { host: Host::Ip(address.ip()), port: address.port() }
 }
-
-fn name(text: &str) -> Name {
-    text.parse().expect("a name")
-}
-
-const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-
-/// Far above what anything here takes, so that only a hang fails by it.
-const DEADLINE: Duration = Duration::from_secs(40);

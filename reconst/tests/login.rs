@@ -1,22 +1,17 @@
 //! Relays log in at a running `reconst`, over loopback.
 
-use std::{net::IpAddr, time::Duration};
+mod common;
 
-use reconst::{
-    Config, Running,
-    accounts::Limits,
-    provision::{DEFAULT_LOGIN_PORT, Registrar},
-};
+use common::{DEADLINE, Isp, LOOPBACK, name};
+use reconst::accounts::Limits;
 use shared::{
     community::{
         login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, Placement, VERSION},
-        member::{Name, Role},
+        member::Role,
         profile::Profile,
     },
     ids::LanId,
     link::tls::{LOGIN_ALPN, SERVER_NAME, client_crypto},
-    service::Shutdown,
-    target::Host,
 };
 use tokio::time::timeout;
 
@@ -80,25 +75,7 @@ async fn what_is_no_login_is_cut_off() {
     isp.stop().await;
 }
 
-struct Isp {
-    registrar: Registrar,
-    running: Running,
-    shutdown: Shutdown,
-    _scratch: tempfile::TempDir,
-}
-
 impl Isp {
-    async fn start() -> Self {
-        let scratch = tempfile::tempdir().expect("a directory");
-        let state = scratch.path().join("state");
-        let registrar = Registrar::init(&state, &[Host::Ip(LOOPBACK)], DEFAULT_LOGIN_PORT).await.expect("a new state");
-        registrar.add_lan(&name("elm"), Some(LanId(15)), None).await.expect("a new LAN");
-        let config = Config { login_port_override: Some(0), has_ephemeral_data_ports: true, ..Config::new(state, LOOPBACK) };
-        let shutdown = Shutdown::new();
-        let running = reconst::start(config, shutdown.clone()).await.expect("a free port");
-        Self { registrar, running, shutdown, _scratch: scratch }
-    }
-
     async fn log_in(&self, profile: &Profile, line: u8) -> Login {
         let mut message = Vec::new();
         FromRelay::Login { version: VERSION, line }.encode(&mut message);
@@ -117,11 +94,6 @@ impl Isp {
         };
         let streams = streams.await.ok();
         Login { connection, streams, frames: Frames::default(), _endpoint: endpoint }
-    }
-
-    async fn stop(self) {
-        self.shutdown.request();
-        timeout(DEADLINE, self.running.wait()).await.expect("a drain in time").expect("an orderly end");
     }
 }
 
@@ -162,12 +134,3 @@ impl Login {
         }
     }
 }
-
-fn name(text: &str) -> Name {
-    text.parse().expect("a name")
-}
-
-const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-
-/// Far above what anything here takes, so that only a hang fails by it.
-const DEADLINE: Duration = Duration::from_secs(30);

@@ -1,29 +1,18 @@
 //! Paths as `reconst` takes them, over loopback and without a relay between.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+mod common;
 
-use reconst::{
-    Config, Running,
-    accounts::Limits,
-    provision::{DEFAULT_LOGIN_PORT, Registrar},
-};
+use std::net::SocketAddr;
+
+use common::{DEADLINE, Isp, LOOPBACK, name};
+use reconst::accounts::Limits;
 use shared::{
-    community::{
-        login::CloseCode,
-        member::{Name, Role},
-        profile::Profile,
-        weight::LineWeight,
-    },
+    community::{login::CloseCode, member::Role, profile::Profile, weight::LineWeight},
     ids::{LanId, PathId, SessionId},
     link::{
         join::{self, JoinError},
         tls::{PATH_ALPN, SERVER_NAME, client_crypto},
     },
-    service::Shutdown,
-    target::Host,
     transfer::join::{JoinRequest, SessionSecret},
 };
 use tokio::time::timeout;
@@ -61,25 +50,7 @@ fn through(relay: &str, path: u32) -> JoinRequest {
     }
 }
 
-struct Isp {
-    registrar: Registrar,
-    running: Running,
-    shutdown: Shutdown,
-    _scratch: tempfile::TempDir,
-}
-
 impl Isp {
-    async fn start() -> Self {
-        let scratch = tempfile::tempdir().expect("a directory");
-        let state = scratch.path().join("state");
-        let registrar = Registrar::init(&state, &[Host::Ip(LOOPBACK)], DEFAULT_LOGIN_PORT).await.expect("a new state");
-        registrar.add_lan(&name("elm"), Some(LanId(15)), None).await.expect("a new LAN");
-        let config = Config { login_port_override: Some(0), has_ephemeral_data_ports: true, ..Config::new(state, LOOPBACK) };
-        let shutdown = Shutdown::new();
-        let running = reconst::start(config, shutdown.clone()).await.expect("a free port");
-        Self { registrar, running, shutdown, _scratch: scratch }
-    }
-
     async fn connect(&self, profile: &Profile) -> (quinn::Endpoint, quinn::Connection) {
         let endpoint = quinn::Endpoint::client(SocketAddr::new(LOOPBACK, 0)).expect("a loopback port");
         let config = quinn::ClientConfig::new(client_crypto(profile, PATH_ALPN).expect("a usable profile"));
@@ -88,18 +59,4 @@ impl Isp {
         let connection = timeout(DEADLINE, connecting).await.expect("in time").expect("reconst answers");
         (endpoint, connection)
     }
-
-    async fn stop(self) {
-        self.shutdown.request();
-        timeout(DEADLINE, self.running.wait()).await.expect("a drain in time").expect("an orderly end");
-    }
 }
-
-fn name(text: &str) -> Name {
-    text.parse().expect("a name")
-}
-
-const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-
-/// Far above what anything here takes, so that only a hang fails by it.
-const DEADLINE: Duration = Duration::from_secs(30);

@@ -31,6 +31,16 @@ pub enum Role {
     Relay,
 }
 
+impl Role {
+    /// The program that such a member runs.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::User => "proxy-local",
+            Self::Relay => "peer-relay",
+        }
+    }
+}
+
 /// What a member's certificate says of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Identity {

@@ -23,7 +23,7 @@ use super::{
     tls,
 };
 use crate::{
-    community::{enrol::Title, member::Role, profile::Profile},
+    community::{enrol::Title, profile::Profile},
     service::{Exit, Failure, ProfilePlace},
 };
 
@@ -167,23 +167,20 @@ fn keep(file: &Path, profile: &Profile) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If it is: what to do then.
-pub fn check_time(profile: &Profile, program: &str) -> Result<(), Failure> {
+pub fn check_time(profile: &Profile) -> Result<(), Failure> {
     let Some(validity) = Validity::of(profile) else { return Ok(()) };
     if now() < validity.not_after {
         return Ok(());
     }
-    let (name, lan) = (&profile.identity.name, &profile.lan_name);
-    let role = match profile.identity.role {
-        Role::User => "user",
-        Role::Relay => "relay",
-    };
+    let (name, role, lan) = (&profile.identity.name, profile.identity.role, &profile.lan_name);
     Err(Failure::new(
         Exit::Data,
         format!(
             "the certificate of {} ended on {}: this PC was off while it was due for renewal, or its clock is wrong. Ask reconst's operator \
-             for `reconst {role} invite {name} --lan {lan} --again`, then run `{program} join LINK --force`",
+             for `reconst {role} invite {name} --lan {lan} --again`, then run `{} join LINK --force`",
             profile.identity,
-            date(validity.not_after)
+            date(validity.not_after),
+            role.program()
         ),
     ))
 }

@@ -57,7 +57,7 @@ pub enum FileError {
         mode: u32,
     },
     /// The profile of another kind of member.
-    #[error("{} is a {is}'s profile, {program} needs a {needs}'s: ask for one made with `reconst {needs} add`", path.display())]
+    #[error("{} is a {is}'s profile, {} needs a {needs}'s: ask for one made with `reconst {needs} add`", path.display(), needs.program())]
     Role {
         /// The file.
         path: PathBuf,
@@ -65,8 +65,6 @@ pub enum FileError {
         is: Role,
         /// Whose it must be.
         needs: Role,
-        /// The program that needs it.
-        program: &'static str,
     },
     /// Not a profile.
     #[error("{} is not a valid profile: {problem}; ask whoever runs `reconst` for a new one", path.display())]
@@ -103,16 +101,16 @@ impl FileError {
     }
 }
 
-/// Reads the profile of a member whose role is `needs`, for `program`.
+/// Reads the profile of a member whose role is `needs`.
 ///
 /// # Errors
 /// If the file is missing, readable for others than its owner, not a profile, or another role's.
-pub fn read_profile(path: &Path, needs: Role, program: &'static str) -> Result<Profile, FileError> {
+pub fn read_profile(path: &Path, needs: Role) -> Result<Profile, FileError> {
     let text = read_secret(path, "; a profile is made with `reconst user add` or `reconst relay add`")?;
     let profile =
         Profile::parse(&text).map_err(|error| FileError::Profile { path: path.into(), problem: without_secrets(&text, &error) })?;
     if profile.identity.role != needs {
-        return Err(FileError::Role { path: path.into(), is: profile.identity.role, needs, program });
+        return Err(FileError::Role { path: path.into(), is: profile.identity.role, needs });
     }
     Ok(profile)
 }
@@ -260,7 +258,7 @@ mod tests {
     #[test]
     fn a_profile_that_others_may_read_is_refused_with_the_command_that_mends_it() {
         let path = Scratch::new(PROFILE, 0o640);
-        let error = read_profile(&path.0, Role::Relay, "peer-relay").expect_err("mode 0640");
+        let error = read_profile(&path.0, Role::Relay).expect_err("mode 0640");
         assert_eq!(error.exit(), Exit::Permission);
         assert!(error.to_string().contains(&format!("chmod 600 {}", path.0.display())), "{error}");
     }
@@ -268,15 +266,15 @@ mod tests {
     #[test]
     fn a_profile_of_another_role_is_refused_by_name() {
         let path = Scratch::new(PROFILE, 0o600);
-        assert!(read_profile(&path.0, Role::Relay, "peer-relay").is_ok());
-        let error = read_profile(&path.0, Role::User, "proxy-local").expect_err("a relay's");
+        assert!(read_profile(&path.0, Role::Relay).is_ok());
+        let error = read_profile(&path.0, Role::User).expect_err("a relay's");
         assert!(error.to_string().contains("is a relay's profile, proxy-local needs a user's"), "{error}");
     }
 
     #[test]
     fn an_error_in_a_profile_names_the_line_and_keeps_the_key() {
         let path = Scratch::new(&PROFILE.replace("\"the secret\"", "\"the secret"), 0o600);
-        let error = read_profile(&path.0, Role::Relay, "peer-relay").expect_err("not TOML");
+        let error = read_profile(&path.0, Role::Relay).expect_err("not TOML");
         assert!(error.to_string().contains("line 8"), "{error}");
         assert!(!error.to_string().contains("the secret"), "{error}");
         assert_eq!(error.exit(), Exit::Data);

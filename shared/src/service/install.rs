@@ -61,7 +61,7 @@ impl Service {
     /// # Errors
     /// If this is not root, or systemd does not run here.
     pub fn check(&self) -> Result<(), Failure> {
-        let program = self.program_name();
+        let program = self.role.program();
         if !is_root() {
             return Err(Failure::new(
                 Exit::Permission,
@@ -98,7 +98,7 @@ impl Service {
 
     /// Asks the program itself, as the service will find its profile.
     fn check_arguments(&self) -> Result<(), Failure> {
-        let (profile, program) = (system_profile(self.role), self.program_name());
+        let (profile, program) = (system_profile(self.role), self.role.program());
         if !profile.exists() {
             return Err(Failure::config(format!(
                 "there is no profile at {}, where the service has it: become a member with `sudo {program} join LINK --install`, or move the \
@@ -140,13 +140,6 @@ impl Service {
         match self.program.file_name() {
             Some(name) if !is_seen => Path::new("/usr/local/bin").join(name),
             _ => self.program.clone(),
-        }
-    }
-
-    fn program_name(&self) -> &'static str {
-        match self.role {
-            Role::User => "proxy-local",
-            Role::Relay => "peer-relay",
         }
     }
 }

@@ -63,11 +63,7 @@ pub fn read_invite(link: Option<&str>, role: Role) -> Result<Invite, Failure> {
     };
     let invite: Invite = text.parse().map_err(|error| Failure::usage(format!("{error}")))?;
     if invite.role != role {
-        let program = match invite.role {
-            Role::User => "proxy-local",
-            Role::Relay => "peer-relay",
-        };
-        return Err(Failure::usage(format!("this invite is for a {}: run `{program} join` with it", invite.role)));
+        return Err(Failure::usage(format!("this invite is for a {}: run `{} join` with it", invite.role, invite.role.program())));
     }
     Ok(invite)
 }

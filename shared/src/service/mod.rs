@@ -4,7 +4,7 @@
 //! * [`LogFormat`], [`init_logging`]: the log, on standard error.
 //! * [`read_profile`], [`read_config`]: files, with errors that say what to do.
 //! * [`ProfilePlace`], [`default_profile`]: where a profile is kept; [`joining`]: how a PC gets one;
-//!   [`install`]: how its program becomes a service.
+//!   [`install`]: how its program becomes a service; [`commands`]: the commands for that.
 //! * [`Failure`], [`conclude`]: the one message and the exit code that a program ends with.
 //! * [`StateFile`]: what is remembered from one run to the next.
 //! * [`NetworkWatch`]: whether this PC's network is another, or it has slept.
@@ -13,6 +13,7 @@
 //! * `control`: the Unix socket by which the owner commands a program.
 
 pub mod admin;
+pub mod commands;
 #[cfg(unix)]
 pub mod control;
 mod failure;

@@ -39,18 +39,19 @@ pub fn default_profile(role: Role) -> Result<PathBuf, Failure> {
     Ok(below.join("tributary").join(name))
 }
 
-/// The profile at [`default_profile`], for `program`, which was told of no other.
+/// The profile at [`default_profile`], for a program that was told of no other.
 ///
 /// # Errors
 /// If there is none.
-pub fn found_profile(role: Role, program: &str) -> Result<PathBuf, Failure> {
+pub fn found_profile(role: Role) -> Result<PathBuf, Failure> {
     let path = default_profile(role)?;
     if path.exists() {
         return Ok(path);
     }
     Err(Failure::usage(format!(
-        "no profile: there is none at {}; become a member with `{program} join LINK`, or say where it is with --profile FILE",
-        path.display()
+        "no profile: there is none at {}; become a member with `{} join LINK`, or say where it is with --profile FILE",
+        path.display(),
+        role.program()
     )))
 }
 

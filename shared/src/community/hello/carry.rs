@@ -14,7 +14,7 @@ use std::{
 use bytes::BufMut;
 use ring::hmac;
 
-use super::{CHALLENGE, Cookie, HelloRefusal, Nonce, REFUSAL, VERSION, put_address, take_header};
+use super::{CHALLENGE, Cookie, HelloRefusal, Nonce, REFUSAL, VERSION, put_address, take_answer, take_header};
 use crate::{
     community::gate::Gate,
     wire::{self, WireError},
@@ -128,14 +128,7 @@ impl CarryReply {
     /// If it is no answer, answers another request, or has a field that can't be.
     pub fn decode(packet: &[u8], nonce: Nonce) -> Result<Self, WireError> {
         let mut input = packet;
-        let kind = wire::take_u8(&mut input)?;
-        if wire::take_u8(&mut input)? != VERSION {
-            return Err(WireError::Value("version"));
-        }
-        if wire::take_array(&mut input)? != nonce.0 {
-            return Err(WireError::Value("nonce"));
-        }
-        match kind {
+        match take_answer(&mut input, nonce)? {
             CHALLENGE => Ok(Self::Challenge(Cookie(wire::take_array(&mut input)?))),
             CARRYING => Ok(Self::Carrying),
             REFUSAL => HelloRefusal::try_from(wire::take_u8(&mut input)?).map(Self::Refused),

@@ -233,14 +233,7 @@ impl Reply {
     /// If it is no answer, answers another request, or has a field that can't be.
     pub fn decode(packet: &[u8], nonce: Nonce) -> Result<Self, WireError> {
         let mut input = packet;
-        let kind = wire::take_u8(&mut input)?;
-        if wire::take_u8(&mut input)? != VERSION {
-            return Err(WireError::Value("version"));
-        }
-        if wire::take_array(&mut input)? != nonce.0 {
-            return Err(WireError::Value("nonce"));
-        }
-        match kind {
+        match take_answer(&mut input, nonce)? {
             CHALLENGE => Ok(Self::Challenge(Cookie(wire::take_array(&mut input)?))),
             WELCOME => Ok(Self::Welcome(WelcomeMessage {
                 line: LineNumber(wire::take_u8(&mut input)?),
@@ -303,6 +296,18 @@ pub(super) fn take_header(input: &mut impl Buf, kind: u8) -> Result<(), WireErro
         return Err(WireError::Value("version"));
     }
     Ok(())
+}
+
+/// Takes what every answer to the request with `nonce` begins with; gives its type.
+fn take_answer(input: &mut &[u8], nonce: Nonce) -> Result<u8, WireError> {
+    let kind = wire::take_u8(input)?;
+    if wire::take_u8(input)? != VERSION {
+        return Err(WireError::Value("version"));
+    }
+    if wire::take_array(input)? != nonce.0 {
+        return Err(WireError::Value("nonce"));
+    }
+    Ok(kind)
 }
 
 /// Appends an IP address: its version, its octets.

@@ -1,22 +1,34 @@
-//! The commands that make this PC a member, and its program a service.
+//! The command lines of the three programs, as far as they are alike: how one is run, and the commands that make this PC a member, and its
+//! program a service.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use clap::Args;
-use shared::{
-    community::member::Role,
-    service::{
-        Failure, default_profile,
-        install::Service,
-        joining::{Joining, read_invite},
-    },
+use clap::{Args, Parser};
+
+use super::{
+    Exit, Failure, conclude, default_profile,
+    install::Service,
+    joining::{Joining, read_invite},
 };
+use crate::community::member::Role;
 
+/// Parses the command line of this program and executes it; what is wrong with either becomes a message and an exit code.
+pub fn run<C: Parser>(execute: impl FnOnce(C) -> anyhow::Result<()>) -> ExitCode {
+    match C::try_parse() {
+        Ok(cli) => conclude(execute(cli)),
+        Err(error) => {
+            let _ = error.print();
+            if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
+        }
+    }
+}
+
+/// The arguments of `join`.
 #[derive(Args)]
-pub(crate) struct Join {
+pub struct Join {
     /// The invite, a link; `-` or nothing reads it from standard input, where no list of processes shows it.
     link: Option<String>,
-    /// Where to write the profile [default: relay.toml below ~/.config/tributary, for root in /var/lib/tributary-relay].
+    /// Where to write the profile [default: where `run` finds it: below ~/.config/tributary, for root in the service's directory].
     #[arg(long, value_name = "FILE", conflicts_with = "install")]
     profile: Option<PathBuf>,
     /// Let the new profile take the place of one that is there.
@@ -33,8 +45,9 @@ pub(crate) struct Join {
     arguments: Vec<String>,
 }
 
+/// The arguments of `install`.
 #[derive(Args)]
-pub(crate) struct Install {
+pub struct Install {
     /// Print the service's unit, and do nothing else.
     #[arg(long)]
     print: bool,
@@ -44,10 +57,14 @@ pub(crate) struct Install {
 }
 
 impl Join {
-    pub(crate) async fn execute(self) -> anyhow::Result<()> {
-        let invite = read_invite(self.link.as_deref(), Role::Relay)?;
-        let path = self.profile.map_or_else(|| default_profile(Role::Relay), Ok)?;
-        let service = Service::of_this_program(Role::Relay, self.arguments)?;
+    /// Makes this PC a member of that role.
+    ///
+    /// # Errors
+    /// What is in the way, for a person.
+    pub async fn execute(self, role: Role) -> anyhow::Result<()> {
+        let invite = read_invite(self.link.as_deref(), role)?;
+        let path = self.profile.map_or_else(|| default_profile(role), Ok)?;
+        let service = Service::of_this_program(role, self.arguments)?;
         if self.install {
             // An invite serves once: what would be in the way is found before.
             service.check()?;
@@ -58,14 +75,18 @@ impl Join {
         if self.install {
             return Ok(install(&service)?);
         }
-        println!("next: peer-relay run");
+        println!("next: {} run", role.program());
         Ok(())
     }
 }
 
 impl Install {
-    pub(crate) fn execute(self) -> anyhow::Result<()> {
-        let service = Service::of_this_program(Role::Relay, self.arguments)?;
+    /// Installs and starts the service of a member of that role.
+    ///
+    /// # Errors
+    /// What is in the way, for a person.
+    pub fn execute(self, role: Role) -> anyhow::Result<()> {
+        let service = Service::of_this_program(role, self.arguments)?;
         if self.print {
             print!("{}", service.unit());
             return Ok(());
