@@ -56,6 +56,10 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// How long a flow whose turn has begun is left to the path that carries it: two turns, as long as that path is not the slowest of many.
 const TURN_LEFT_TO_PATH: Duration = Duration::from_millis(2);
 
+/// Bytes that are taken ahead of the other end's credit, to be sent at once when that comes. A flow that nobody reads keeps no more: what many
+/// keep is what the others may not.
+const BEYOND_CREDIT: u64 = 32 * 1024;
+
 impl Flow {
     pub(super) fn new(window: u64) -> Self {
         Self {
@@ -115,19 +119,25 @@ impl Flow {
         self.writer_waits || self.send.unsent() >= unsent_limit / 2
     }
 
+    /// Bytes that the flow takes from its application now, and how many it would take if it kept none.
+    fn intake(&self, intake: Intake) -> (u64, u64) {
+        let (limit, kept) = match intake {
+            Intake::Unsent(limit) => (limit.min(self.send.sendable() + BEYOND_CREDIT), self.send.unsent()),
+            Intake::Retained(limit) => (limit, self.send.retained()),
+        };
+        (limit.saturating_sub(kept), limit)
+    }
+
     /// Bytes that the flow takes from its application now.
     pub(super) fn room(&self, intake: Intake) -> u64 {
-        match intake {
-            Intake::Unsent(limit) => limit.saturating_sub(self.send.unsent()),
-            Intake::Retained(limit) => limit.saturating_sub(self.send.retained()),
-        }
+        self.intake(intake).0
     }
 
     /// Whether there is as much room as an application that waits to write is told of: half of what it may write, or each
     /// acknowledgement would wake it for a few bytes.
     pub(super) fn has_good_room(&self, intake: Intake) -> bool {
-        let (Intake::Unsent(limit) | Intake::Retained(limit)) = intake;
-        self.room(intake) > limit / 2
+        let (room, limit) = self.intake(intake);
+        room > limit / 2
     }
 
     /// Whether both directions have come to their end.

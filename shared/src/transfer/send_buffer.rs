@@ -128,6 +128,11 @@ impl SendBuffer {
         self.lost.first().map_or(self.next, |range| range.start)
     }
 
+    /// Bytes that the other end's credit lets out, written or not.
+    pub fn sendable(&self) -> u64 {
+        self.credit.saturating_sub(self.next)
+    }
+
     /// Cuts the next piece of at most `room` bytes: the lowest that was lost, else the first that was never sent.
     pub fn cut(&mut self, flow: FlowId, room: usize) -> Option<Piece> {
         let room = room as u64;

@@ -175,7 +175,7 @@ const CALL_LASTS: Duration = Duration::from_millis(2);
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
     use crate::{
@@ -236,6 +236,18 @@ mod tests {
         assert!(!ends.near.line.waiting.contains(&id) && ends.near.flows.len() == flows.len());
     }
 
+    #[test]
+    fn flows_that_nobody_reads_leave_the_others_what_all_may_keep() {
+        let mut ends = Ends::new();
+        ends.near.limits.retained = 4 << 20;
+        let flows = ends.open(101);
+        let (unread, read) = flows.split_at(100);
+        ends.unread = unread.iter().copied().collect();
+        ends.run(|_| {});
+        assert_eq!(ends.written[&read[0]], FLOW_BYTES);
+        assert!(ends.near.retained < ends.near.limits.retained, "{}", ends.near.retained);
+    }
+
     /// Two sessions over a path that loses nothing, and writers that write whenever there is room.
     struct Ends {
         now: Instant,
@@ -244,6 +256,8 @@ mod tests {
         written: BTreeMap<FlowId, u64>,
         /// Flows that write no more after so many bytes, although they are called.
         silent_behind: BTreeMap<FlowId, u64>,
+        /// Flows of which nothing is read.
+        unread: BTreeSet<FlowId>,
     }
 
     impl Ends {
@@ -254,7 +268,7 @@ mod tests {
                 session.add_path(now, PATH, PathInfo { weight: Default::default(), max_datagram_bytes: 1400, rtt: 2 * STEP });
                 session
             };
-            Self { now, near: end(Side::Proxy), far: end(Side::Reconst), written: BTreeMap::new(), silent_behind: BTreeMap::new() }
+            Self { now, near: end(Side::Proxy), far: end(Side::Reconst), written: BTreeMap::new(), silent_behind: BTreeMap::new(), unread: BTreeSet::new() }
         }
 
         fn open(&mut self, flows: usize) -> Vec<FlowId> {
@@ -283,7 +297,9 @@ mod tests {
                 self.far.handle_datagram(self.now + STEP, PATH, transmit.datagram).expect("a datagram of the other end");
             }
             while let Some(event) = self.far.poll_event() {
-                if let Event::Readable(id) = event {
+                if let Event::Readable(id) = event
+                    && !self.unread.contains(&id)
+                {
                     while let Read::Bytes(_) = self.far.read(id, usize::MAX) {}
                 }
             }
