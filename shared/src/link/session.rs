@@ -19,7 +19,7 @@ use crate::{
     ids::{FlowId, PathId},
     transfer::{
         control::{AbortCode, Leaving},
-        path::{PathInfo, PathState, PathStatus},
+        path::{DATAGRAM_BYTES_MIN, PathInfo, PathState, PathStatus},
         schedule::Policy,
         session::{Event, Limits, Session, SessionCounters, Side},
     },
@@ -99,7 +99,7 @@ impl SessionHandle {
 
     /// Carries the session's datagrams over `connection`, which has joined as path `id`, until the connection ends.
     pub async fn run_path(&self, id: PathId, connection: quinn::Connection, weight: LineWeight) -> quinn::ConnectionError {
-        let max_datagram_bytes = connection.max_datagram_size().unwrap_or(MIN_DATAGRAM_BYTES);
+        let max_datagram_bytes = connection.max_datagram_size().unwrap_or(DATAGRAM_BYTES_MIN);
         let info = PathInfo { weight, max_datagram_bytes, rtt: connection.rtt() };
         self.with(|state, now| {
             state.connections.insert(id, connection.clone());
@@ -118,7 +118,7 @@ impl SessionHandle {
             {
                 batch.push(datagram);
             }
-            let max_datagram_bytes = connection.max_datagram_size().unwrap_or(MIN_DATAGRAM_BYTES);
+            let max_datagram_bytes = connection.max_datagram_size().unwrap_or(DATAGRAM_BYTES_MIN);
             let broken = self.with(|state, now| {
                 state.core.set_max_datagram(id, max_datagram_bytes);
                 batch.drain(..).find_map(|datagram| state.core.handle_datagram(now, id, datagram).err())
@@ -336,7 +336,7 @@ impl State {
                     && let Err(quinn::SendDatagramError::TooLarge) = connection.send_datagram(transmit.datagram)
                 {
                     // The MTU has shrunk since the core was told: this datagram counts as lost, the next ones fit.
-                    self.core.set_max_datagram(transmit.path, connection.max_datagram_size().unwrap_or(MIN_DATAGRAM_BYTES));
+                    self.core.set_max_datagram(transmit.path, connection.max_datagram_size().unwrap_or(DATAGRAM_BYTES_MIN));
                 }
             }
             if !self.ask_for_room() {
@@ -446,9 +446,6 @@ async fn run_timer(shared: Arc<Shared>) {
 
 /// Datagrams worked in under one lock.
 const BATCH_DATAGRAMS: usize = 64;
-
-/// What any path takes: QUIC's least packet less headers.
-const MIN_DATAGRAM_BYTES: usize = 1100;
 
 /// The timer task's sleep when the core asks for nothing.
 const IDLE_TICK: Duration = Duration::from_secs(60);

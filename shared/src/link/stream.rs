@@ -98,14 +98,19 @@ impl AsyncWrite for FlowStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.session.has_room(self.id) {
+        let id = self.id;
+        if self.session.has_room(id) {
             return Poll::Ready(Ok(()));
         }
         self.session.with(|state, _| {
-            state.wait_to_write(self.id, context);
-            state.core.await_room(self.id);
-        });
-        Poll::Pending
+            // It may have got room, or the session been closed, meanwhile.
+            if state.core.has_room(id) {
+                return Poll::Ready(Ok(()));
+            }
+            state.wait_to_write(id, context);
+            state.core.await_room(id);
+            Poll::Pending
+        })
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -20,7 +20,7 @@ use crate::{community::weight::LineWeight, ids::PathId};
 pub struct PathInfo {
     /// Its line's weight towards the other end, for `wrr`.
     pub weight: LineWeight,
-    /// The largest datagram that the path takes, in bytes.
+    /// The largest datagram that the path takes, in bytes; less than [`DATAGRAM_BYTES_MIN`] is not believed.
     pub max_datagram_bytes: usize,
     /// The round trip that the path's handshake took.
     pub rtt: Duration,
@@ -96,6 +96,10 @@ pub struct PathCounters {
 /// How long a suspect path is silent until it counts as dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(3);
 
+/// What any path takes, in bytes: QUIC's least packet less headers. The other end of a connection has a say in what it takes, and in less no
+/// chunk may fit behind an acknowledgement.
+pub const DATAGRAM_BYTES_MIN: usize = 1100;
+
 /// What a datagram costs on the line besides its own bytes: IPv4, UDP, a short QUIC header with a connection id of 4 to 8 bytes, the
 /// tag, the frame header.
 pub const OVERHEAD_BYTES: u64 = 28 + 11 + 16 + 3;
@@ -137,7 +141,7 @@ impl Path {
         Self {
             id,
             weight: info.weight,
-            max_datagram_bytes: info.max_datagram_bytes,
+            max_datagram_bytes: info.max_datagram_bytes.max(DATAGRAM_BYTES_MIN),
             recovery: Recovery::new(info.rtt),
             acks: Acks::default(),
             congestion: Congestion::new(info.rtt),

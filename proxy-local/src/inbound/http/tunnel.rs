@@ -63,13 +63,7 @@ async fn carry<S>(mut tcp: TcpStream, early_up: Bytes, mut stream: S, early_down
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    tokio::try_join!(
-        async {
-            stream.write_all(&early_up).await?;
-            stream.flush().await
-        },
-        tcp.write_all(&early_down)
-    )?;
+    tokio::try_join!(stream.write_all(&early_up), tcp.write_all(&early_down))?;
     pipe(tcp, stream).await?;
     Ok(())
 }

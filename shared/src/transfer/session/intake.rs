@@ -268,7 +268,14 @@ mod tests {
                 session.add_path(now, PATH, PathInfo { weight: Default::default(), max_datagram_bytes: 1400, rtt: 2 * STEP });
                 session
             };
-            Self { now, near: end(Side::Proxy), far: end(Side::Reconst), written: BTreeMap::new(), silent_behind: BTreeMap::new(), unread: BTreeSet::new() }
+            Self {
+                now,
+                near: end(Side::Proxy),
+                far: end(Side::Reconst),
+                written: BTreeMap::new(),
+                silent_behind: BTreeMap::new(),
+                unread: BTreeSet::new(),
+            }
         }
 
         fn open(&mut self, flows: usize) -> Vec<FlowId> {

@@ -35,7 +35,7 @@ use super::{
     control::{AbortCode, Leaving, MessageReader},
     flow::Flow,
     packet::{DatagramReader, Frame},
-    path::{Path, PathInfo, PathState, PathStatus},
+    path::{DATAGRAM_BYTES_MIN, Path, PathInfo, PathState, PathStatus},
     ranges::RangeSet,
     reorder::ReorderError,
     schedule::{Candidate, Class, Policy, Scheduler},
@@ -95,6 +95,9 @@ pub enum SessionError {
     /// The control flow overran its window or was ended.
     #[error("the other end broke the control flow: {0}")]
     Control(ReorderError),
+    /// Flows beyond the limit without end, whose refusals it does not take.
+    #[error("the other end opens ever more flows and takes no refusal")]
+    Refusals,
     /// Flow numbers far apart.
     #[error("the other end's flow numbers are too far apart")]
     FlowNumbers,
@@ -338,7 +341,7 @@ impl Session {
     /// Follows a change of the path's largest datagram.
     pub fn set_max_datagram(&mut self, id: PathId, bytes: usize) {
         if let Some(path) = self.paths.get_mut(&id) {
-            path.max_datagram_bytes = bytes;
+            path.max_datagram_bytes = bytes.max(DATAGRAM_BYTES_MIN);
         }
     }
 

@@ -54,6 +54,9 @@ impl Session {
         if self.closed.len() > self.closed_gaps_limit() {
             return Err(SessionError::FlowNumbers);
         }
+        if self.aborts_owed.len() >= REFUSALS_MAX {
+            return Err(SessionError::Refusals);
+        }
         if self.flows.len() > self.limits.flows {
             self.closed.insert(id.0..id.0 + 1);
             self.aborts_owed.push_back((id, AbortCode::TooManyFlows));
@@ -222,7 +225,39 @@ impl Session {
     }
 }
 
+/// Aborts that wait for the other end to take them, when it opens another flow: more than an honest one has flows.
+const REFUSALS_MAX: usize = 8192;
+
 /// Gaps in the numbers of closed flows, per flow that may be open: honest numbers have one a flow. And at least, since the other end may
 /// open more flows than this one takes.
 const CLOSED_GAPS_PER_FLOW: usize = 2;
 const CLOSED_GAPS_MIN: usize = 8192;
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::transfer::{
+        packet::DatagramWriter,
+        path::PathInfo,
+        schedule::Policy,
+        session::{Limits, Side},
+    };
+
+    #[test]
+    fn a_peer_that_opens_flows_without_end_and_takes_no_refusal_ends_its_session() {
+        let now = Instant::now();
+        let mut session = Session::new(now, Side::Reconst, Policy::Adaptive, Limits { flows: 4, ..Limits::default() });
+        session.add_path(now, PathId(1), PathInfo { weight: Default::default(), max_datagram_bytes: 1400, rtt: Duration::from_millis(10) });
+        let ended = (1..200_000).find_map(|flow| {
+            let mut writer = DatagramWriter::new(1400, None);
+            writer.put_chunk(FlowId(flow), 0, false, 1, false, |out| out.extend_from_slice(b"x"));
+            let ended = session.handle_datagram(now, PathId(1), writer.finish()).err();
+            while session.poll_transmit(now).is_some() {}
+            ended
+        });
+        assert_eq!(ended, Some(SessionError::Refusals));
+        assert!(session.aborts_owed.len() <= REFUSALS_MAX);
+    }
+}

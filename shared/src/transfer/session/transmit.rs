@@ -385,3 +385,24 @@ const TURN_BYTES_MAX: u64 = 64 << 10;
 
 /// Waiting flows looked at for how much is pending; more than that is a lot.
 pub(super) const PENDING_LOOK_AHEAD: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transfer::{
+        path::PathInfo,
+        schedule::Policy,
+        session::{Limits, Side},
+    };
+
+    #[test]
+    fn a_path_that_says_to_take_hardly_a_byte_holds_nobody_up() {
+        let now = Instant::now();
+        let mut session = Session::new(now, Side::Proxy, Policy::Adaptive, Limits::default());
+        session.add_path(now, PathId(1), PathInfo { weight: Default::default(), max_datagram_bytes: 3, rtt: Duration::from_millis(10) });
+        let flow = session.open().expect("a flow");
+        assert_eq!(session.write(flow, b"any"), Ok(3));
+        session.set_max_datagram(PathId(1), 0);
+        assert!(session.poll_transmit(now).is_some());
+    }
+}
