@@ -231,7 +231,7 @@ impl Running {
             answering.abort();
         }
         for lan in &self.lans {
-            lan.paths.close();
+            lan.paths.close().await;
         }
         Ok(served?)
     }

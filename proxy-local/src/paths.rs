@@ -26,7 +26,7 @@ use shared::{
     },
     ids::{LanId, PathId, SessionId},
     link::{
-        CLOSE_LEAVING,
+        CLOSE_OVER,
         credentials::Credentials,
         join::{self, JoinError},
         lan::{self, HelloError},
@@ -84,6 +84,7 @@ struct State {
     lease_by_line: HashMap<LineKey, u64>,
     next_lease: u64,
     routes: HashMap<PathId, Route>,
+    endpoints: HashMap<PathId, Endpoint>,
     last_problem: HashMap<SocketAddr, Problem>,
 }
 
@@ -231,6 +232,7 @@ impl Paths {
             lease_by_line: HashMap::new(),
             next_lease: 0,
             routes: HashMap::new(),
+            endpoints: HashMap::new(),
             last_problem: HashMap::new(),
         };
         let credentials = Credentials::new(profile)?;
@@ -342,13 +344,23 @@ impl Paths {
         state.last_problem.values().next().map(|problem| problem.text.clone())
     }
 
-    /// Ends the session and all paths.
-    pub fn close(&self) {
-        let mut state = self.inner.lock();
-        for (_, keeper) in state.keepers.drain() {
-            keeper.task.abort();
-        }
-        state.session.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, b"proxy-local stops");
+    /// Ends the session and all paths, and lets `reconst` know.
+    pub async fn close(&self) {
+        let endpoints: Vec<Endpoint> = {
+            let mut state = self.inner.lock();
+            // Before the keepers, who would say no more than that a path is over.
+            state.session.handle.close(AbortCode::SessionLost, CLOSE_OVER, b"proxy-local stops");
+            for (_, keeper) in state.keepers.drain() {
+                keeper.task.abort();
+            }
+            state.endpoints.values().cloned().collect()
+        };
+        let idle = async {
+            for endpoint in &endpoints {
+                endpoint.wait_idle().await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSING_TIME, idle).await;
     }
 }
 
@@ -412,6 +424,7 @@ impl Inner {
             self.on_unknown(request.session, moving);
             return Err(JoinError::UnknownSession.into());
         }
+        state.endpoints.insert(id, endpoint);
         state.routes.insert(id, Route { relay: request.relay, address, line: welcome.line.0 });
         state.last_problem.remove(&address);
         drop(state);
@@ -445,7 +458,7 @@ impl Inner {
     fn begin_anew(self: &Arc<Self>, lost: SessionId) {
         if let Some(old) = self.replace_session(lost) {
             tracing::warn!("the session is over: its flows break, a new one begins");
-            old.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is lost");
+            old.close(AbortCode::SessionLost, CLOSE_OVER, b"the session is lost");
         }
     }
 
@@ -499,7 +512,7 @@ async fn outlast(session: SessionHandle) {
             carried_at = Instant::now();
         }
     }
-    session.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the session is over");
+    session.close(AbortCode::SessionLost, CLOSE_OVER, b"the session is over");
 }
 
 /// Waits until a session has been without a path in service for `kept`; `false` if it was closed before.
@@ -560,6 +573,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// How long a handshake through a relay may take: ten of its round trips over a modem.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// How long the last words of this program's connections may take to leave.
+const CLOSING_TIME: Duration = Duration::from_millis(200);
 
 /// A server that has not been heard for so long, over any line, while another serves the LAN, is gone.
 const LOST_AFTER: Duration = Duration::from_secs(10);

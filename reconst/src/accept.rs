@@ -2,7 +2,8 @@
 //!
 //! Enters: QUIC connections through the LAN's relays. A connection is a path of a user's session once its certificate is that of a
 //! member of this LAN and it has joined; until then it costs little, and never for longer than 15 s. Leaves: the bytes of
-//! each flow to and from its content server. A session without paths is kept for [`KEPT_WITHOUT_PATHS`] so that its flows go on.
+//! each flow to and from its content server. A session without paths is kept for [`KEPT_WITHOUT_PATHS`] so that its flows go on,
+//! unless its proxy has ended it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,7 +33,7 @@ use shared::{
     },
     ids::{LanId, PathId, SessionId},
     link::{
-        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_PROTOCOL, join, open,
+        CLOSE_DENIED, CLOSE_LEAVING, CLOSE_MOVED, CLOSE_OVER, CLOSE_PROTOCOL, join, open,
         pipe::metered_pipe,
         session::{KEPT_WITHOUT_PATHS, SessionHandle},
         stream::FlowStream,
@@ -612,7 +613,12 @@ impl Path {
         tracing::info!(%user, %relay, line, %remote, "path up");
         let running = self.entry.handle.run_path(self.request.path, self.connection.clone(), self.request.weight_down);
         tokio::select! {
-            ended = running => tracing::info!(%user, %relay, line, %remote, "path ended: {ended}"),
+            ended = running => {
+                tracing::info!(%user, %relay, line, %remote, "path ended: {ended}");
+                if is_over(&ended) {
+                    self.entry.handle.close(AbortCode::SessionLost, CLOSE_LEAVING, b"the proxy has ended the session");
+                }
+            }
             denied = self.denied() => {
                 tracing::info!(%user, %relay, line, %remote, "session ended: {denied}");
                 self.entry.handle.close(AbortCode::SessionLost, CLOSE_DENIED, denied.to_string().as_bytes());
@@ -662,6 +668,11 @@ impl Path {
             }
         }
     }
+}
+
+/// Whether the proxy has ended the session with this path: it has let go of its flows.
+fn is_over(ended: &quinn::ConnectionError) -> bool {
+    matches!(ended, quinn::ConnectionError::ApplicationClosed(close) if close.error_code == VarInt::from_u32(CLOSE_OVER))
 }
 
 /// Answers a flow with a refusal.

@@ -4,12 +4,13 @@ mod common;
 
 use std::net::SocketAddr;
 
-use common::{DEADLINE, Isp, LOOPBACK, name};
+use common::{DEADLINE, Isp, LOOPBACK, name, until};
 use reconst::accounts::Limits;
 use shared::{
     community::{login::CloseCode, member::Role, profile::Profile, weight::LineWeight},
     ids::{LanId, PathId, SessionId},
     link::{
+        CLOSE_LEAVING, CLOSE_OVER,
         join::{self, JoinError},
         tls::{PATH_ALPN, SERVER_NAME, client_crypto},
     },
@@ -35,6 +36,25 @@ async fn a_path_through_a_relay_that_is_removed_is_closed_and_another_refused() 
     let refused = join::request(&again, &through("bob-pc", 1)).await.expect_err("no relay");
     assert!(matches!(&refused, JoinError::Refused(reason) if reason.starts_with("bob-pc is no relay of LAN 15")), "{refused}");
     drop(endpoint);
+    isp.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_that_its_proxy_ends_is_over_and_one_that_has_lost_its_paths_is_not() {
+    let isp = Isp::start().await;
+    isp.registrar.add_relay(&name("elm"), &name("bob-pc")).await.expect("a new relay");
+    let ann = isp.registrar.add_user(&name("elm"), &name("ann"), &Limits::default()).await.expect("a new user");
+    let paths = || isp.running.sessions().report().iter().map(|session| session.paths).collect::<Vec<_>>();
+
+    let (_first, connection) = isp.connect(&ann).await;
+    join::request(&connection, &through("bob-pc", 0)).await.expect("joined");
+    connection.close(CLOSE_LEAVING.into(), b"");
+    until(|| paths() == [0]).await;
+
+    let (_second, connection) = isp.connect(&ann).await;
+    join::request(&connection, &through("bob-pc", 1)).await.expect("joined");
+    connection.close(CLOSE_OVER.into(), b"");
+    until(|| paths().is_empty()).await;
     isp.stop().await;
 }
 

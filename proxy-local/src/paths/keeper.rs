@@ -263,7 +263,9 @@ impl Joined {
 impl Drop for Joined {
     fn drop(&mut self) {
         self.connection.close(VarInt::from_u32(CLOSE_LEAVING), b"path replaced or left");
-        self.line.inner.lock().routes.remove(&self.id);
+        let mut state = self.line.inner.lock();
+        state.routes.remove(&self.id);
+        state.endpoints.remove(&self.id);
     }
 }
 

@@ -46,6 +46,16 @@ impl Isp {
     }
 }
 
+/// Waits for something that has no event of its own.
+pub(crate) async fn until(mut holds: impl FnMut() -> bool) {
+    let waits = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, waits).await.expect("in time");
+}
+
 pub(crate) fn name(text: &str) -> Name {
     text.parse().expect("a name")
 }

@@ -121,7 +121,7 @@ pub enum DataAddress {
     Elsewhere(Target),
 }
 
-/// Why `reconst` closed a login, or the connection of a path; the reason's text is a sentence for the member.
+/// Why `reconst` closed a login, or the connection of a path, or a proxy did; the reason's text is a sentence for the member.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum CloseCode {
@@ -135,6 +135,8 @@ pub enum CloseCode {
     Busy = 3,
     /// The LAN is served elsewhere: connect again at once, as `reconst` says where.
     Moved = 4,
+    /// From a proxy: its session is over, and the flows on it.
+    Over = 5,
 }
 
 impl CloseCode {
@@ -146,6 +148,7 @@ impl CloseCode {
             2 => Self::Protocol,
             3 => Self::Busy,
             4 => Self::Moved,
+            5 => Self::Over,
             _ => return None,
         })
     }

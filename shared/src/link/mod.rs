@@ -33,5 +33,8 @@ pub const CLOSE_DENIED: u32 = crate::community::login::CloseCode::Denied as u32;
 /// The close code of a path whose LAN is served elsewhere: the session goes on, on a new path.
 pub const CLOSE_MOVED: u32 = crate::community::login::CloseCode::Moved as u32;
 
+/// The close code of a session that its proxy has ended.
+pub const CLOSE_OVER: u32 = crate::community::login::CloseCode::Over as u32;
+
 /// The close code for an end that broke the protocol.
 pub const CLOSE_PROTOCOL: u32 = crate::community::login::CloseCode::Protocol as u32;
