@@ -16,7 +16,7 @@ use shared::{
         renew::{LEFT_PERCENT, check_time, left_percent},
         tls::{MemberVerifier, Signer},
     },
-    service::{Exit, Failure, LogFormat, default_folder, found_profile, read_config, read_profile, read_secret},
+    service::{Exit, Failure, LogFormat, default_folder, found_profile, one_or_several, read_config, read_profile, read_secret},
     transfer::schedule::Policy,
 };
 
@@ -113,15 +113,18 @@ pub struct Options {
     config: Option<PathBuf>,
     /// Profile that makes this PC a member of a LAN; once for each LAN [default: user.toml below ~/.config/tributary, as `join` writes it]
     #[arg(long, value_name = "FILE")]
+    #[serde(deserialize_with = "one_or_several")]
     profile: Vec<PathBuf>,
     /// Renew the certificate when so many per cent of its life are left, 1 to 90 [default: 33]
     #[arg(long, value_name = "PERCENT")]
     renew_left: Option<u8>,
     /// Where applications find the proxy [default: port 1080 of 127.0.0.1, and of ::1 if free]
     #[arg(long, value_name = "IP:PORT")]
+    #[serde(deserialize_with = "one_or_several")]
     listen: Vec<String>,
     /// Relay to use beside those found by announcement
     #[arg(long, value_name = "IP:PORT")]
+    #[serde(deserialize_with = "one_or_several")]
     relay: Vec<String>,
     /// Whether to use relays that announce themselves on the LAN or that reconst tells of [default: on]
     #[arg(long, value_enum)]
@@ -164,6 +167,7 @@ pub struct Options {
     bypass: Option<Switch>,
     /// Network or domain that goes direct too, as 10.8.0.0/16 or example.org
     #[arg(long, value_name = "NETWORK|DOMAIN")]
+    #[serde(deserialize_with = "one_or_several")]
     bypass_also: Vec<String>,
     /// Applications' connections at once [default: 4096]
     #[arg(long, value_name = "N")]
@@ -475,6 +479,15 @@ mod tests {
         assert_eq!((file.max_connections, file.bypass), (Some(5), Some(Switch::Off)));
         let error = toml::from_str::<Options>("relays = []\n").expect_err("misspelt").to_string();
         assert!(error.contains("`relays`") && error.contains("`relay`"), "{error}");
+    }
+
+    #[test]
+    fn what_may_be_there_several_times_needs_no_brackets_for_one() {
+        let listen = |text: &str| toml::from_str::<Options>(text).map(|options| options.listen).map_err(|error| error.to_string());
+        assert_eq!(listen("listen = \"127.0.0.1:1080\""), Ok(vec!["127.0.0.1:1080".into()]));
+        assert_eq!(listen("listen = [\"127.0.0.1:1080\"]"), Ok(vec!["127.0.0.1:1080".into()]));
+        let error = listen("listen = 1080").expect_err("a number");
+        assert!(error.contains("listen") && error.contains("in brackets"), "{error}");
     }
 
     fn failure_of(options: Options) -> Failure {

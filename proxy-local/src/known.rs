@@ -209,6 +209,9 @@ impl Follower {
     fn handle_heard(&mut self, heard: Vec<RelayLine>) {
         for change in changes(&self.heard, &heard) {
             match &change {
+                Change::Up(line) if self.heard.iter().any(|known| (known.key(), known.address) == (line.key(), line.address)) => {
+                    tracing::debug!(relay = %line.relay.name, line = line.line.0, weights = ?line.weights, "a relay's line has other weights");
+                }
                 Change::Up(line) => tracing::info!(relay = %line.relay.name, line = line.line.0, address = %line.address, "relay found"),
                 Change::Gone((relay, line)) => tracing::info!(relay = %relay.name, line = line.0, "relay gone"),
             }

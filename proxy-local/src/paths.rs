@@ -11,12 +11,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use quinn::{ClientConfig, ConnectionIdGenerator, Endpoint, TokioRuntime};
 use rand::RngExt;
-use serde::Serialize;
 use shared::{
     community::{
         hello::{HelloRefusal, LineNumber},
@@ -32,29 +31,30 @@ use shared::{
         lan::{self, HelloError},
         path_socket::PathSocket,
         renew::{Connections, Renewal},
-        session::{KEPT_WITHOUT_PATHS, PathCount, SessionHandle},
+        session::{KEPT_WITHOUT_PATHS, SessionHandle},
         tls::{MemberVerifier, PATH_ALPN, SERVER_NAME, TlsError},
         transport,
     },
     transfer::{
         control::AbortCode,
         join::{JoinRequest, SessionSecret},
-        path::{PathState, PathStatus},
+        path::PathState,
         schedule::Policy,
         session::{Limits, Side},
     },
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::{
-    net::UdpSocket,
-    sync::{mpsc, watch},
-    task::AbortHandle,
-};
+use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
 
 use keeper::{Joined, Order};
+use lifetime::{is_abandoned, is_carried, outlast};
+
+pub use report::{PathReport, RelayProblem, Route};
 
 mod keeper;
+mod lifetime;
+mod report;
 
 /// The paths of one LAN; clones share them. The tasks end with [`Paths::close`].
 #[derive(Clone)]
@@ -108,90 +108,12 @@ struct Keeper {
 /// A line, whatever address leads to it.
 type LineKey = (Name, LineNumber);
 
-/// What a path runs over.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Route {
-    /// The relay's name.
-    pub relay: String,
-    /// Its address on the LAN.
-    pub address: SocketAddr,
-    /// The line's number within the relay.
-    pub line: u8,
-}
-
 /// Why there is no path through a relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Problem {
     text: String,
     /// Whether it was `reconst` that said no, itself or through a relay that it has told.
     is_refusal: bool,
-}
-
-/// A path's route and figures.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct PathReport {
-    /// Its number, which no other path of this run has.
-    pub id: u32,
-    /// What it runs over.
-    #[serde(flatten)]
-    pub route: Route,
-    /// `active`, `leaving`, `suspect` or `dead`.
-    pub state: &'static str,
-    /// The line's weight towards `reconst`.
-    pub weight_up: LineWeight,
-    /// The smoothed and the least round-trip time and the queue towards `reconst`, in milliseconds.
-    pub rtt_ms: f64,
-    /// The least round-trip time seen lately.
-    pub min_rtt_ms: f64,
-    /// The queue towards `reconst`.
-    pub queue_up_ms: f64,
-    /// The line's rate towards `reconst` in bits per second, once measured.
-    pub rate_up: Option<u64>,
-    /// The fraction of bytes lost lately towards `reconst`.
-    pub loss_up: f64,
-    /// Bytes sent over the line, acknowledgements and all.
-    pub up_bytes: u64,
-    /// Bytes received over the line.
-    pub down_bytes: u64,
-    /// Datagrams lost towards `reconst`.
-    pub lost_datagrams: u64,
-    /// Times that the line fell silent.
-    pub suspicions: u64,
-}
-
-impl PathReport {
-    fn new(route: Route, status: &PathStatus) -> Self {
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        Self {
-            id: status.path.0,
-            route,
-            state: match status.state {
-                PathState::Active if status.is_leaving => "leaving",
-                PathState::Active => "active",
-                PathState::Suspect => "suspect",
-                PathState::Dead => "dead",
-            },
-            weight_up: status.weight,
-            rtt_ms: milliseconds(status.rtt),
-            min_rtt_ms: milliseconds(status.min_rtt),
-            queue_up_ms: milliseconds(status.queue),
-            rate_up: status.capacity.map(|bytes_per_second| (bytes_per_second * 8.0) as u64),
-            loss_up: status.loss,
-            up_bytes: status.counters.sent_bytes,
-            down_bytes: status.counters.received_bytes,
-            lost_datagrams: status.counters.lost_datagrams,
-            suspicions: status.counters.suspicions,
-        }
-    }
-}
-
-/// A relay of which no path is up, and why.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct RelayProblem {
-    /// The relay's address on the LAN.
-    pub address: SocketAddr,
-    /// The last problem, for a person.
-    pub problem: String,
 }
 
 /// Why a path did not come up.
@@ -503,37 +425,6 @@ impl Inner {
     }
 }
 
-/// Ends a session that nothing new is opened in: once its flows are over, or nothing has carried it for [`LOST_AFTER`].
-async fn outlast(session: SessionHandle) {
-    let mut carried_at = Instant::now();
-    while !session.is_closed() && session.open_flows() > 0 && carried_at.elapsed() < LOST_AFTER {
-        tokio::time::sleep(OUTLAST_LOOK).await;
-        if is_carried(&session) {
-            carried_at = Instant::now();
-        }
-    }
-    session.close(AbortCode::SessionLost, CLOSE_OVER, b"the session is over");
-}
-
-/// Waits until a session has been without a path in service for `kept`; `false` if it was closed before.
-async fn is_abandoned(count: &mut watch::Receiver<PathCount>, kept: Duration) -> bool {
-    loop {
-        match count.wait_for(|count| count.active == 0 || count.is_closed).await {
-            Ok(count) if !count.is_closed => {}
-            _ => return false,
-        }
-        match tokio::time::timeout(kept, count.wait_for(|count| count.active > 0 || count.is_closed)).await {
-            Ok(Ok(count)) if !count.is_closed => {}
-            Ok(_) => return false,
-            Err(_) => return true,
-        }
-    }
-}
-
-fn is_carried(session: &SessionHandle) -> bool {
-    session.path_status().iter().any(|path| path.state == PathState::Active)
-}
-
 impl LineLease {
     /// Lets another path have the line while this one is dead.
     fn release(&self) {
@@ -577,12 +468,6 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// How long the last words of this program's connections may take to leave.
 const CLOSING_TIME: Duration = Duration::from_millis(200);
 
-/// A server that has not been heard for so long, over any line, while another serves the LAN, is gone.
-const LOST_AFTER: Duration = Duration::from_secs(10);
-
-/// How often a session that is to end is looked at.
-const OUTLAST_LOOK: Duration = Duration::from_millis(250);
-
 /// What a path is taken to carry before it has been measured, bytes per second: a slow DSL line.
 const UNKNOWN_CAPACITY: f64 = 250_000.0;
 
@@ -594,29 +479,3 @@ const MAX_RELAYS: usize = 64;
 
 /// What is asked of the system for each socket: 1 Gbit/s for 32 ms.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        future::Future,
-        pin::pin,
-        task::{Context, Poll, Waker},
-    };
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_session_is_abandoned_when_no_path_was_in_service_for_as_long_as_it_is_kept() {
-        let (count, mut seen) = watch::channel(PathCount { joined: 2, active: 1, is_closed: false });
-        assert!(waits(is_abandoned(&mut seen, Duration::ZERO)));
-        count.send_replace(PathCount { joined: 2, active: 0, is_closed: false });
-        assert!(waits(is_abandoned(&mut seen, KEPT_WITHOUT_PATHS)));
-        assert!(is_abandoned(&mut seen, Duration::ZERO).await);
-        count.send_replace(PathCount { is_closed: true, ..PathCount::default() });
-        assert!(!is_abandoned(&mut seen, KEPT_WITHOUT_PATHS).await);
-    }
-
-    fn waits(future: impl Future<Output = bool>) -> bool {
-        matches!(pin!(future).poll(&mut Context::from_waker(Waker::noop())), Poll::Pending)
-    }
-}

@@ -199,17 +199,23 @@ pub fn directories() -> Vec<PathBuf> {
     absolute.collect()
 }
 
-/// The sockets of running programs of this `kind` (`peer-relay`), in the order of their names.
+/// The sockets of the programs of this `kind` (`peer-relay`) that run, in the order of their names.
 pub fn sockets(kind: &str) -> Vec<PathBuf> {
     let is_of_kind = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.starts_with(kind) && name.ends_with(".sock")
     };
     let entries = directories().into_iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten().flatten();
-    let mut sockets: Vec<_> = entries.map(|entry| entry.path()).filter(is_of_kind).collect();
+    let mut sockets: Vec<_> = entries.map(|entry| entry.path()).filter(|path| is_of_kind(path) && is_served(path)).collect();
     sockets.sort();
     sockets.dedup();
     sockets
+}
+
+/// Whether a program may answer at the socket: one that was killed leaves its behind.
+fn is_served(path: &Path) -> bool {
+    let connected = std::os::unix::net::UnixStream::connect(path);
+    !connected.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
 }
 
 async fn answer<H>(request: Request<Incoming>, handle: Arc<H>) -> Result<Response<Full<Bytes>>, Infallible>
@@ -290,6 +296,7 @@ mod tests {
         assert_eq!(Control::bind(&path).expect_err("in use").kind(), io::ErrorKind::AddrInUse);
         let left = path.with_file_name("left.sock");
         drop(std::os::unix::net::UnixListener::bind(&left).expect("a socket"));
+        assert!(is_served(&path) && !is_served(&left));
         assert!(Control::bind(&left).is_ok());
         assert!(!left.exists(), "removed with its program");
     }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use thiserror::Error;
 
 use super::Exit;
@@ -75,7 +75,7 @@ pub enum FileError {
         problem: String,
     },
     /// Not a configuration.
-    #[error("{} is not a valid configuration: {problem}", path.display())]
+    #[error("{} is not a valid configuration: {}", path.display(), problem.to_string().trim_end())]
     Config {
         /// The file.
         path: PathBuf,
@@ -99,6 +99,27 @@ impl FileError {
             | Self::Config { .. } => Exit::Config,
         }
     }
+}
+
+/// Reads a setting that a file may have once, without brackets, or several times.
+///
+/// # Errors
+/// If it is neither.
+pub fn one_or_several<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "write one value in quotes, or several in brackets, as in [\"one\", \"two\"]")]
+    enum OneOrSeveral<T> {
+        One(T),
+        Several(Vec<T>),
+    }
+    Ok(match OneOrSeveral::deserialize(deserializer)? {
+        OneOrSeveral::One(value) => vec![value],
+        OneOrSeveral::Several(values) => values,
+    })
 }
 
 /// Reads the profile of a member whose role is `needs`.

@@ -29,7 +29,7 @@ mod shutdown;
 mod state;
 
 pub use failure::{Exit, Failure, bind_failure, conclude};
-pub use files::{FileError, read_config, read_profile, read_secret, replace_secret};
+pub use files::{FileError, one_or_several, read_config, read_profile, read_secret, replace_secret};
 pub use logging::{LogFormat, init_logging};
 pub use network::{NetworkChange, NetworkWatch};
 #[cfg(unix)]
