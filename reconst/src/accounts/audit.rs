@@ -1,4 +1,5 @@
-//! The audit log: who changed what, and when, written in the transaction that changed it.
+//! The audit log: who changed what, and when, written in the transaction that changed it. Always holds: entries are committed in the order of their
+//! numbers, since their transactions are those of [`Accounts::write`], one at a time; so who has read up to one has missed none before it.
 
 use serde::Serialize;
 use sqlx::{Any, Transaction};
@@ -59,7 +60,7 @@ impl Accounts {
         self.audit_log(last.unwrap_or(0).saturating_sub(i64::from(limit)), limit).await
     }
 
-    /// Logs a change in its own transaction.
+    /// Logs a change in its own transaction. It has to be one of [`Accounts::write`].
     pub(super) async fn log(
         &self,
         transaction: &mut Transaction<'static, Any>,
@@ -81,3 +82,52 @@ impl Accounts {
 
 /// A name of a user of a host, and more.
 const ACTOR_CHARS_MAX: usize = 80;
+
+#[cfg(test)]
+mod tests {
+    use shared::{
+        community::{
+            invite::InviteSecret,
+            member::{Name, Role},
+            quota::Limits,
+        },
+        ids::LanId,
+    };
+    use time::Duration;
+
+    use super::*;
+    use crate::accounts::{changes::tests::number, invites::Invitation, testing};
+
+    #[tokio::test]
+    async fn whatever_is_logged_waits_for_what_is_logged_before() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let accounts = registrar.accounts();
+        let (elm, oak, ann, bob, pc) = (name("elm"), name("oak"), name("ann"), name("bob"), name("ann-pc"));
+        let before = (number(accounts).await, entries(accounts).await);
+        registrar.add_lan(&oak, Some(LanId(16)), None).await.expect("a LAN");
+        registrar.add_user(&elm, &ann, &Limits::default()).await.expect("a user");
+        registrar.add_relay(&elm, &pc).await.expect("a relay");
+        accounts.set_owner(&elm, &pc, Some(&ann)).await.expect("a relay and a user");
+        let invitation =
+            Invitation { lan: &elm, role: Role::User, name: &bob, limits: &Limits::default(), again: false, lifetime: Duration::HOUR };
+        accounts.invite(&invitation, 7, &InviteSecret([1; 16])).await.expect("an invite");
+        accounts.revoke_invite(7).await.expect("an open invite");
+        accounts.set_limits(accounts.user(&elm, &ann).await.expect("ann").account, &Limits::default()).await.expect("limits");
+        accounts.set_lan_limits(&elm, &Limits::default()).await.expect("limits");
+        accounts.share_account(&elm, &ann, (&elm, &bob)).await.expect("users");
+        registrar.move_lan(&oak, 9000).await.expect("a port");
+        accounts.remove_member(&elm, Role::User, &ann).await.expect("a user to remove");
+        accounts.remove_lan(&oak).await.expect("a LAN to remove");
+        let logged = entries(accounts).await - before.1;
+        // The revision's row is what transactions wait for each other by.
+        assert_eq!((number(accounts).await - before.0, logged), (12, 12), "one number for each entry");
+    }
+
+    async fn entries(accounts: &Accounts) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM audit").fetch_one(&accounts.pool).await.expect("a count")
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+}

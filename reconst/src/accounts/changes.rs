@@ -257,7 +257,7 @@ const REMEMBERED_MAX: usize = 32;
 const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use shared::{
         community::{
             member::{Name, Role},
@@ -374,7 +374,7 @@ mod tests {
         changed_between(&mut connection, before, number(accounts).await).await.expect("the notes")
     }
 
-    async fn number(accounts: &Accounts) -> i64 {
+    pub(in crate::accounts) async fn number(accounts: &Accounts) -> i64 {
         sqlx::query_scalar("SELECT number FROM revision").fetch_one(&accounts.pool).await.expect("a number")
     }
 

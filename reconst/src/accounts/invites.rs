@@ -224,7 +224,7 @@ impl Accounts {
     /// # Errors
     /// If there is none that is open.
     pub async fn revoke_invite(&self, invite: u32) -> Result<(), AccountsError> {
-        let mut transaction = self.write_unnoticed().await?;
+        let mut transaction = self.write().await?;
         let done = sqlx::query("UPDATE invites SET revoked_at = $1 WHERE invite_id = $2 AND used_at IS NULL AND revoked_at IS NULL")
             .bind(now())
             .bind(i64::from(invite))
@@ -233,6 +233,7 @@ impl Accounts {
         if done.rows_affected() == 0 {
             return Err(AccountsError::NoInvite(invite));
         }
+        self.touch(&mut transaction, Touched::Nobody).await?;
         self.log(&mut transaction, "invite.revoke", &invite.to_string(), "").await?;
         Ok(transaction.commit().await?)
     }

@@ -14,7 +14,9 @@ use sqlx::AssertSqlSafe;
 use time::Date;
 
 use super::{
-    Accounts, AccountsError, MemberId, day,
+    Accounts, AccountsError, MemberId,
+    changes::Touched,
+    day,
     lan_accounts::LanKey,
     number, parsed,
     parts::{MemberPlace, Members, Part, Rows},
@@ -119,7 +121,7 @@ impl Accounts {
     /// # Errors
     /// If there is no such relay or user.
     pub async fn set_owner(&self, lan: &Name, relay: &Name, owner: Option<&Name>) -> Result<(), AccountsError> {
-        let mut transaction = self.write_unnoticed().await?;
+        let mut transaction = self.write().await?;
         let find = "SELECT m.member_id FROM members m JOIN lans l ON l.lan_key = m.lan_key
                     WHERE m.role = $1 AND m.name = $2 AND l.name = $3 AND m.removed_at IS NULL AND l.removed_at IS NULL";
         let mut ids: Vec<i64> = Vec::new();
@@ -138,6 +140,7 @@ impl Accounts {
             .bind(ids[0])
             .execute(&mut *transaction)
             .await?;
+        self.touch(&mut transaction, Touched::Nobody).await?;
         let detail = owner.map_or_else(|| "nobody".to_owned(), Name::to_string);
         self.log(&mut transaction, "relay.owner", &at(relay, lan), &detail).await?;
         Ok(transaction.commit().await?)
