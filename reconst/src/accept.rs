@@ -5,6 +5,8 @@
 //! each flow to and from its content server. A session without paths is kept for [`KEPT_WITHOUT_PATHS`] so that its flows go on,
 //! unless its proxy has ended it.
 
+mod report;
+
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -20,7 +22,6 @@ use anyhow::Context;
 use quinn::VarInt;
 use rand::RngExt;
 use rustls::pki_types::CertificateDer;
-use serde::Serialize;
 use shared::{
     community::{
         hello::LineNumber,
@@ -57,6 +58,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
+pub use self::report::{SessionPlace, SessionReport};
 use crate::{
     accounts::{Accounts, Denied, MemberId, changes::Changes, lan_accounts::LanKey},
     dedicated::{DedicatedPorts, Holder, Noted, Protocol},
@@ -115,23 +117,6 @@ pub struct PathOverLine {
     pub status: PathStatus,
 }
 
-/// A session's figures.
-#[derive(Clone, Debug, Serialize)]
-pub struct SessionReport {
-    /// The user.
-    pub user: String,
-    /// The LAN.
-    pub lan: LanId,
-    /// Paths joined and in service.
-    pub paths: usize,
-    /// Flows open now.
-    pub flows: usize,
-    /// Bytes that the user's applications got, datagrams that may have been lost on the way included.
-    pub down_bytes: u64,
-    /// Bytes that the user's applications sent.
-    pub up_bytes: u64,
-}
-
 /// How long a connection may take to become a path: ten round trips of a modem line.
 const JOIN_TIME: Duration = Duration::from_secs(15);
 
@@ -179,25 +164,12 @@ impl Sessions {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The figures of each session.
-    pub fn report(&self) -> Vec<SessionReport> {
-        let entries: Vec<_> = self.inner.lock().iter().map(|(key, entry)| (key.0.clone(), entry.handle.clone())).collect();
-        let mut reports: Vec<_> = entries
-            .into_iter()
-            .map(|(user, handle)| {
-                let counters = handle.counters();
-                SessionReport {
-                    user: user.name.to_string(),
-                    lan: user.lan,
-                    paths: handle.path_status().len(),
-                    flows: handle.open_flows(),
-                    down_bytes: counters.delivered_bytes + counters.sent_parcel_bytes,
-                    up_bytes: counters.read_bytes + counters.received_parcel_bytes,
-                }
-            })
-            .collect();
-        reports.sort_by(|a, b| (a.lan, &a.user).cmp(&(b.lan, &b.user)));
-        reports
+    /// Begins a session, as its first path does.
+    #[cfg(test)]
+    pub(crate) async fn begin(&self, member: &crate::accounts::Member, request: &JoinRequest) {
+        let account = self.inner.keeper.spending(member).await.expect("the store answers");
+        let key = (member.identity.clone(), request.session);
+        assert!(self.inner.find_or_begin(&key, request, account).is_ok(), "one session more");
     }
 
     /// The figures of the paths of `user`, over all its sessions.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
     extract::{Query, State, rejection::QueryRejection},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -36,8 +35,9 @@ pub(super) async fn document() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], DOCUMENT).into_response()
 }
 
-pub(super) async fn sessions(State(api): State<Arc<Api>>) -> Answer {
-    Ok(Json(api.sessions.report()).into_response())
+pub(super) async fn sessions(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
+    let query = PageQuery::parse(query)?;
+    Ok(Page::answer(api.sessions.part(query.after()?.as_ref(), query.limit())))
 }
 
 pub(super) async fn flows(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {

@@ -6,7 +6,15 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use shared::transfer::schedule::Policy;
+use shared::{
+    community::{member::Role, quota::Limits, weight::LineWeight},
+    ids::{PathId, SessionId},
+    link::tls,
+    transfer::{
+        join::{JoinRequest, SessionSecret},
+        schedule::Policy,
+    },
+};
 use tower::ServiceExt;
 
 use super::*;
@@ -122,6 +130,25 @@ async fn who_is_removed_between_two_parts_takes_nobody_else_along() {
 }
 
 #[tokio::test]
+async fn sessions_come_in_parts_that_make_up_the_whole() {
+    let bench = Bench::new().await;
+    bench.ask(Method::PUT, "/v1/lans/oak", json!({ "lan_id": 16 })).await;
+    for (lan, user, sessions) in [("oak", "ann", 1), ("elm", "bob", 5), ("elm", "ann", 2)] {
+        bench.begin_sessions(lan, user, sessions).await;
+    }
+    let in_order = ["15 ann", "15 ann", "15 bob", "15 bob", "15 bob", "15 bob", "15 bob", "16 ann"];
+    let who = |item: &Value| format!("{} {}", item["lan"], item["user"].as_str().expect("a user"));
+    for limit in [1, 3, 8, 100] {
+        assert_eq!(bench.whole(&format!("/v1/sessions?limit={limit}"), who).await, in_order, "{limit} at a time");
+    }
+    let (_, first) = bench.ask(Method::GET, "/v1/sessions?limit=3", Value::Null).await;
+    bench.begin_sessions("elm", "cid", 1).await;
+    let after = first["next"].as_str().expect("a next part");
+    let rest = bench.whole(&format!("/v1/sessions?after={after}"), who).await;
+    assert_eq!(rest, ["15 bob", "15 bob", "15 bob", "15 bob", "15 cid", "16 ann"], "who comes meanwhile takes nobody's place");
+}
+
+#[tokio::test]
 async fn a_lan_is_put_once_and_moved() {
     let bench = Bench::new().await;
     let put = async |body| bench.ask(Method::PUT, "/v1/lans/oak", body).await;
@@ -171,6 +198,7 @@ async fn what_makes_no_sense_is_refused_with_a_reason() {
         "/v1/users?after=ann",
         "/v1/lans?after=elm",
         "/v1/flows?after=x",
+        "/v1/sessions?after=15.ann",
         "/v1/lans/Elm!/users/ann",
     ] {
         let (status, answer) = bench.ask(Method::GET, path, Value::Null).await;
@@ -204,6 +232,7 @@ async fn what_is_exported_is_imported_again() {
 
 struct Bench {
     router: Router,
+    api: Arc<Api>,
     _scratch: tempfile::TempDir,
 }
 
@@ -217,22 +246,47 @@ impl Bench {
         let enroller = Enroller::new(accounts.clone(), authority, Vec::new());
         let (dedicated, policy) = (DedicatedPorts::default(), Policy::default());
         let sessions = Sessions::new(accounts, keeper.clone(), egress, enroller, dedicated, policy, IDLE_TIME);
-        let api =
-            Api { registrar: registrar.acting_as("api"), sessions, keeper, figures: Box::new(Figures::default), token: "secret".into() };
-        Self { router: router(Arc::new(api)), _scratch: scratch }
+        let (registrar, figures) = (registrar.acting_as("api"), Box::new(Figures::default));
+        let api = Arc::new(Api { registrar, sessions, keeper, figures, token: "secret".into() });
+        Self { router: router(api.clone()), api, _scratch: scratch }
     }
 
     /// The names in a list, read part by part.
     async fn names(&self, path: &str) -> Vec<String> {
-        let (mut names, mut after) = (Vec::new(), String::new());
+        self.whole(path, |item| item["name"].as_str().expect("a name").to_owned()).await
+    }
+
+    /// What `of` makes of the items of a list, read part by part.
+    async fn whole(&self, path: &str, of: impl Fn(&Value) -> String) -> Vec<String> {
+        let (mut items, mut after) = (Vec::new(), String::new());
         loop {
             let (status, page) = self.ask(Method::GET, &format!("{path}{after}"), Value::Null).await;
             assert_eq!(status, StatusCode::OK, "{path}{after}: {page}");
-            names.extend(page["items"].as_array().expect("a list").iter().map(|item| item["name"].as_str().expect("a name").to_owned()));
+            items.extend(page["items"].as_array().expect("a list").iter().map(&of));
             match page["next"].as_str() {
                 Some(next) => after = format!("&after={next}"),
-                None => return names,
+                None => return items,
             }
+        }
+    }
+
+    /// Begins so many sessions of a new user.
+    async fn begin_sessions(&self, lan: &str, user: &str, sessions: u8) {
+        let (lan, user) = (lan.parse().expect("a name"), user.parse().expect("a name"));
+        let profile = self.api.registrar.add_user(&lan, &user, &Limits::default()).await.expect("a new user");
+        let certificate = tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
+        let member = self.api.registrar.accounts().authorise(&certificate, Role::User).await.expect("a member");
+        for number in 0..sessions {
+            let request = JoinRequest {
+                session: SessionId([number; 16]),
+                secret: SessionSecret([8; 32]),
+                path: PathId(0),
+                incarnation: None,
+                weight_down: LineWeight::default(),
+                line: 1,
+                relay: "pc".into(),
+            };
+            self.api.sessions.begin(&member, &request).await;
         }
     }
 
