@@ -458,13 +458,14 @@ impl<'a> Play<'a> {
     /// After the last flow: nothing is left, all paths are back, and nobody sends any more.
     fn check_aftermath(&mut self) -> Result<(), Violation> {
         self.rest_for(LINGERS_FOR)?;
-        for side in SIDES {
-            let session = self.world.session(side);
-            if session.open_flows() > 0 || session.memory_bytes() > 0 {
-                return Err(Violation::Left(side, session.open_flows(), session.memory_bytes()));
-            }
-        }
         let until = self.world.now() + SETTLES_IN;
+        // What a path that came back just now has to tell may be under way.
+        while let Some(left) = self.left() {
+            if self.world.now() >= until {
+                return Err(left);
+            }
+            self.rest_for(LOOK_EVERY)?;
+        }
         while let Some(path) = self.path_out_of_service() {
             if self.world.now() >= until {
                 return Err(Violation::Unrest(path));
@@ -484,6 +485,14 @@ impl<'a> Play<'a> {
             }
         }
         Err(Violation::Unrest(format!("{sent} datagrams in {QUIET_FOR:?}")))
+    }
+
+    fn left(&self) -> Option<Violation> {
+        SIDES.into_iter().find_map(|side| {
+            let session = self.world.session(side);
+            let (flows, bytes) = (session.open_flows(), session.memory_bytes());
+            (flows > 0 || bytes > 0).then_some(Violation::Left(side, flows, bytes))
+        })
     }
 
     fn path_out_of_service(&self) -> Option<String> {

@@ -49,6 +49,9 @@ impl Congestion {
             self.capacity =
                 if measured > 0.0 { measured } else { self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3) / 2.0 };
             self.phase = Phase::Steady;
+            if !loses {
+                self.begin_to_join(now, sample.in_flight);
+            }
             self.empty_rounds = 0;
             if measured > 0.0 {
                 self.undisturbed.push(now, measured);
@@ -72,9 +75,10 @@ impl Congestion {
                 self.capacity += (rate.of_busy_line(self.capacity) - self.capacity) * weight;
             }
         }
+        self.join(now, queue);
         match self.drain {
             Drain::Waiting(None) => self.drain = Drain::Waiting(Some(now + DRAIN_EVERY)),
-            Drain::Waiting(Some(at)) if now >= at => {
+            Drain::Waiting(Some(at)) if now >= at && self.joining.is_none() => {
                 let enough = duration((queue + DRAIN_MARGIN) / (1.0 - DRAIN_GAIN));
                 self.least_before_drain = self.delay.least();
                 self.drain = Drain::Running(now + enough.min(self.smoothed_rtt * 2 + Duration::from_millis(20)));

@@ -15,12 +15,14 @@
 //! * A queue that somebody else keeps (TCP Cubic, BBR) would leave such a sender with nothing: while there is one, the path competes for
 //!   its share ([`competition`]), and goes back as soon as nobody else keeps a queue.
 //! * Paths that share a line share it equally: the queue aimed at is the shorter the faster a path is, so that of two the faster gives way.
+//!   One that comes to a line which others fill over a long way takes its part of it at once ([`joining`]).
 //!
 //! Bytes here are whole packets, headers included. Which bytes are sent is not decided here.
 
 mod capacity;
 mod competition;
 mod filters;
+mod joining;
 mod others;
 mod pace;
 mod pacer;
@@ -35,6 +37,7 @@ use std::{
 use capacity::{Drain, FIRST_DRAIN_AFTER, SLOW_START_LOSSES};
 use competition::Competition;
 use filters::{Delay, DelayFilter, MaxFilter, MinFilter, RateFilter};
+use joining::Joining;
 use others::{Floor, Patience};
 use pacer::Pacer;
 
@@ -66,6 +69,7 @@ pub struct Congestion {
     patience: Option<Patience>,
     /// The most that the line gave lately while nobody else was seen on it.
     undisturbed: MaxFilter,
+    joining: Option<Joining>,
     /// The least queues of the last rounds, and what was in flight at the end of the round before.
     floors: VecDeque<Floor>,
     in_flight_before: f64,
@@ -181,6 +185,7 @@ impl Congestion {
             braking: None,
             patience: None,
             undisturbed: MaxFilter::default(),
+            joining: None,
             floors: VecDeque::new(),
             in_flight_before: 0.0,
             competition: None,
@@ -252,6 +257,7 @@ impl Congestion {
         self.braking = None;
         self.patience = None;
         self.undisturbed = MaxFilter::default();
+        self.joining = None;
         self.floors.clear();
         self.competition = None;
         self.pacer = Pacer::default();
@@ -295,6 +301,9 @@ impl Congestion {
         if let Some(patience) = &mut self.patience {
             patience.end_round();
         }
+        if let Some(joining) = &mut self.joining {
+            joining.end_round();
+        }
         match self.phase {
             Phase::Steady if !round.is_app_limited => self.rounds.full += 1,
             _ => self.rounds.free += 1,
@@ -303,6 +312,7 @@ impl Congestion {
         let lost = if total > 0.0 { round.lost_bytes as f64 / total } else { 0.0 };
         if self.phase == Phase::Steady && round.lost_events >= SLOW_START_LOSSES && lost > self.loss * 2.0 + OVERFLOW_LOSS {
             self.cautious_until = Some(now + (self.smoothed_rtt * CAUTIOUS_ROUNDS).min(CAUTIOUS_TIME));
+            self.joining = None;
             if round.best_rate > 0.0 {
                 self.capacity = self.capacity.min(round.best_rate);
             }

@@ -46,6 +46,9 @@ const TARGET_MAX_ROUND_TRIPS: f64 = 0.17;
 const CORRECTION_ROUND_TRIPS: f64 = 1.5;
 const CORRECTION_TIME: f64 = 0.020;
 
+/// Of the line a path that joins others seems to have at least so much, for this.
+const JOINING_PART: f64 = 0.1;
+
 /// The delivery rate of half a round trip says as much as that of a whole one if it is so long.
 const RATE_SPAN: Duration = Duration::from_millis(40);
 
@@ -71,6 +74,11 @@ impl Congestion {
         self.target_at(self.capacity)
     }
 
+    /// The queue that a path aims at while it joins others.
+    pub(super) fn joining_target(&self) -> f64 {
+        TARGET_MAX_ROUND_TRIPS * self.min_rtt().as_secs_f64() + self.jitter_allowance(self.capacity.max(1.0))
+    }
+
     /// The queue that a path aims at whose line gives it `capacity`, in seconds.
     pub(super) fn target_at(&self, capacity: f64) -> f64 {
         let capacity = capacity.max(1.0);
@@ -80,9 +88,13 @@ impl Congestion {
         let queue = (TARGET_QUEUE + TARGET_ROUND_TRIPS * rtt) * factor;
         let most = TARGET_MAX.max(TARGET_MAX_ROUND_TRIPS * rtt);
         let bounded = queue * most / queue.hypot(most);
+        bounded.max(packets) + self.jitter_allowance(capacity)
+    }
+
+    fn jitter_allowance(&self, capacity: f64) -> f64 {
         let own_jitter = (TIMER_TICK + PACKET_BYTES / capacity) / 3.0;
         let jitter = (self.delay.jitter() - own_jitter).max(0.0);
-        bounded.max(packets) + (JITTER_ALLOWANCE * jitter).min(JITTER_QUEUE)
+        (JITTER_ALLOWANCE * jitter).min(JITTER_QUEUE)
     }
 
     /// The time over which the delivery rate is measured: half a round trip or a whole short one, though not with all of a deep queue in it. In
@@ -90,6 +102,11 @@ impl Congestion {
     pub(super) fn rate_span(&self) -> Duration {
         let round_trip = self.smoothed_rtt.min(self.min_rtt() * 2);
         if self.phase == Phase::SlowStart { round_trip } else { round_trip.min(RATE_SPAN.max(round_trip / 2)) }
+    }
+
+    /// The time in which the pace is to correct the queue, in seconds.
+    pub(super) fn correction(&self) -> f64 {
+        CORRECTION_ROUND_TRIPS * self.smoothed_rtt.as_secs_f64() + CORRECTION_TIME
     }
 
     /// The pace in bytes per second.
@@ -111,8 +128,12 @@ impl Congestion {
         }
         let is_passing = matches!(self.drain, Drain::Passing(_));
         let queue = self.delay.recent();
-        let time_constant = CORRECTION_ROUND_TRIPS * self.smoothed_rtt.as_secs_f64() + CORRECTION_TIME;
-        let gain = 1.0 + (self.target() - queue) / time_constant;
+        let (target, part) = match &self.joining {
+            // The part of the line that we don't have doesn't follow.
+            Some(joining) => (self.joining_target(), joining.part().max(JOINING_PART)),
+            None => (self.target(), 1.0),
+        };
+        let gain = 1.0 + (target - queue) / (part * self.correction());
         let highest = if self.cautious_until.is_some() || is_passing { 1.0 } else { GAIN.1 };
         let probing = if self.cautious_until.is_none() && self.empty_rounds > 0 {
             EMPTY_GAINS[(self.empty_rounds as usize - 1).min(EMPTY_GAINS.len() - 1)]

@@ -49,12 +49,11 @@ fn paths_share_a_line_equally_whoever_came_first() {
 }
 
 #[test]
-fn paths_over_a_long_way_become_equal_more_slowly() {
-    for (rate, rtt) in [(10.0, 160), (30.0, 160)] {
-        for late in [0.0, 3.0, 7.0] {
-            let report = two_paths(rate, rtt, late);
-            assert!(report.least() > 0.35, "{rate} Mbit/s, {rtt} ms, {late} s late: {report:?}");
-        }
+fn paths_over_a_long_way_become_equal_soon() {
+    for (rate, rtt) in [(10.0, 160), (30.0, 160), (30.0, 300)] {
+        let reports = [0.0, 3.0, 4.3, 7.0, 9.1, 12.0].map(|late| two_paths(rate, rtt, late));
+        let mean = reports.iter().map(Report::least).sum::<f64>() / reports.len() as f64;
+        assert!(mean > 0.43, "{rate} Mbit/s, {rtt} ms: {reports:?}");
     }
 }
 
