@@ -5,6 +5,7 @@
 //! each flow to and from its content server. A session without paths is kept for [`KEPT_WITHOUT_PATHS`] so that its flows go on,
 //! unless its proxy has ended it.
 
+mod over_lines;
 mod report;
 
 use std::{
@@ -58,7 +59,10 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-pub use self::report::{SessionPlace, SessionReport};
+pub use self::{
+    over_lines::{PathOverLine, SessionOverLines},
+    report::{SessionPlace, SessionReport},
+};
 use crate::{
     accounts::{Accounts, Denied, MemberId, changes::Changes, lan_accounts::LanKey},
     dedicated::{DedicatedPorts, Holder, Noted, Protocol},
@@ -103,18 +107,6 @@ struct Entry {
     account: Arc<Mutex<Arc<Spending>>>,
     /// What its user was told of quotas last.
     told_quotas: Arc<Mutex<Vec<ToldQuota>>>,
-}
-
-/// A path of a session, and what it runs over.
-pub struct PathOverLine {
-    /// The session's incarnation.
-    pub incarnation: u64,
-    /// The line, as the user says.
-    pub line: LineKey,
-    /// The address that the line shows.
-    pub remote: IpAddr,
-    /// The path's figures.
-    pub status: PathStatus,
 }
 
 /// How long a connection may take to become a path: ten round trips of a modem line.
@@ -176,20 +168,6 @@ impl Sessions {
     pub fn paths_of(&self, user: &Identity) -> Vec<PathStatus> {
         let handles: Vec<_> = self.inner.lock().iter().filter(|(key, _)| key.0 == *user).map(|(_, entry)| entry.handle.clone()).collect();
         handles.iter().flat_map(SessionHandle::path_status).collect()
-    }
-
-    /// All paths, as far as they say what line they run over.
-    pub fn paths_over_lines(&self) -> Vec<PathOverLine> {
-        let entries: Vec<_> = self.inner.lock().values().cloned().collect();
-        let of_entry = |entry: Entry| {
-            let lines = entry.lines();
-            let over = |status: PathStatus| {
-                let (line, remote) = lines.get(&status.path)?.clone();
-                Some(PathOverLine { incarnation: entry.incarnation, line, remote, status })
-            };
-            entry.handle.path_status().into_iter().filter_map(over).collect::<Vec<_>>()
-        };
-        entries.into_iter().flat_map(of_entry).collect()
     }
 
     /// All sessions by incarnation, with their LANs.

@@ -1,7 +1,8 @@
 //! The lines' driver: what the sessions' paths say of the lines they run over, and what the sessions are told of them.
 //!
 //! Once a second: which lines carried traffic, how much, and whether they held a sender back, goes into the [`Rosters`]; a LAN's roster
-//! that has changed goes to its sessions, and the lines' weights with it. At once: a line that leaves is left by its paths.
+//! that has changed goes to its sessions, and the lines' weights with it; what the lines have lent goes to the quota's keeper. At once: a line that
+//! leaves is left by its paths.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,8 +19,10 @@ use shared::{
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use crate::{
-    accept::{PathOverLine, Sessions},
+    accept::{SessionOverLines, Sessions},
     accounts::ledger,
+    lending::Lending,
+    quota::Keeper,
     roster::{LineKey, Rosters},
 };
 
@@ -30,6 +33,7 @@ pub struct Lines {
     changed: Arc<Notify>,
     /// By relay, since it was last taken.
     carried: Arc<Mutex<ledger::Carried>>,
+    lending: Arc<Mutex<Lending>>,
 }
 
 /// What a path's counters said a second ago.
@@ -54,7 +58,8 @@ struct Second {
 impl Lines {
     /// No lines yet; they leave the roster after `missed_max` missed `ACTIVE`s in a row.
     pub fn new(missed_max: u32) -> Self {
-        Self { rosters: Arc::new(Mutex::new(Rosters::new(missed_max))), changed: Arc::default(), carried: Arc::default() }
+        let rosters = Arc::new(Mutex::new(Rosters::new(missed_max)));
+        Self { rosters, changed: Arc::default(), carried: Arc::default(), lending: Arc::default() }
     }
 
     /// Takes what the relays have carried since it was last taken.
@@ -87,7 +92,7 @@ impl Lines {
     }
 
     /// Follows the lines of `sessions` until dropped.
-    pub(crate) async fn follow(self, sessions: Sessions) {
+    pub(crate) async fn follow(self, sessions: Sessions, keeper: Keeper) {
         let mut tick = tokio::time::interval(SECOND);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seen_by_path = HashMap::new();
@@ -100,8 +105,9 @@ impl Lines {
                     let now = Instant::now();
                     let seconds = now.saturating_duration_since(measured_at).as_secs_f64();
                     measured_at = now;
-                    let paths = sessions.paths_over_lines();
-                    self.measure(now, seconds, &paths, &mut seen_by_path);
+                    let over_lines = sessions.over_lines();
+                    self.measure(now, seconds, &over_lines, &mut seen_by_path);
+                    self.note_lent(&over_lines, &keeper);
                     for lan in self.lock().take_changed() {
                         *version_by_lan.entry(lan).or_default() += 1;
                     }
@@ -116,14 +122,22 @@ impl Lines {
         }
     }
 
-    fn measure(&self, now: Instant, seconds: f64, paths: &[PathOverLine], seen_by_path: &mut HashMap<(u64, u32), Seen>) {
+    /// Tells the keeper what the lines have lent since it was told last.
+    pub(crate) fn note_lent(&self, sessions: &[SessionOverLines], keeper: &Keeper) {
+        let mut lending = self.lending.lock().expect("nothing panics under the lock");
+        let rosters = self.lock();
+        keeper.lend(lending.look(sessions, |key, remote| rosters.is_of_line(key, remote)));
+    }
+
+    fn measure(&self, now: Instant, seconds: f64, sessions: &[SessionOverLines], seen_by_path: &mut HashMap<(u64, u32), Seen>) {
         let mut second_by_line: BTreeMap<(&LineKey, IpAddr), Second> = BTreeMap::new();
-        let mut seen_now = HashMap::with_capacity(paths.len());
-        for path in paths {
-            let id = (path.incarnation, path.status.path.0);
+        let mut seen_now = HashMap::with_capacity(seen_by_path.len());
+        for (incarnation, path) in sessions.iter().flat_map(|session| session.paths.iter().map(|path| (session.incarnation, path))) {
+            let Some((line, remote)) = &path.line else { continue };
+            let id = (incarnation, path.status.path.0);
             let now_seen = Seen::of(&path.status);
             let before = seen_by_path.get(&id).copied().unwrap_or(now_seen);
-            let second = second_by_line.entry((&path.line, path.remote)).or_default();
+            let second = second_by_line.entry((line, *remote)).or_default();
             second.up_bytes += now_seen.received_bytes.saturating_sub(before.received_bytes);
             second.down_bytes += now_seen.acked_bytes.saturating_sub(before.acked_bytes);
             let (full, free) = (now_seen.full - before.full, now_seen.free - before.free);

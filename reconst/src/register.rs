@@ -241,7 +241,7 @@ pub(crate) enum RelayCommand {
     Invite(Invite),
     /// Add a relay and write the profile for its PC
     Add(NewMember),
-    /// Say whose PC a relay is, so that what it lends is shown beside what its owner uses
+    /// Say whose PC a relay is, so that what it lends is shown beside what its owner uses, and may be earned by
     Set {
         #[command(flatten)]
         relay: OldMember,

@@ -145,6 +145,11 @@ impl Rosters {
         false
     }
 
+    /// Whether what comes from that address comes over the line.
+    pub fn is_of_line(&self, key: &LineKey, remote: IpAddr) -> bool {
+        self.line_by_key.get(key).is_some_and(|line| line.remote == remote)
+    }
+
     /// The line's rates, if they are worth telling to who knows `told`.
     pub fn news_of_rates(&self, key: &LineKey, told: Rates) -> Option<Rates> {
         let line = self.line_by_key.get(key)?;

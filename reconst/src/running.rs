@@ -138,7 +138,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let data_addresses = data_ports.addresses();
     let lines = Lines::new(config.missed_max);
     let directory = Directory::new(accounts.clone(), data_addresses.clone(), nodes.clone(), lines.clone(), enroller);
-    let following_lines = tokio::spawn(lines.clone().follow(sessions.clone()));
+    let following_lines = tokio::spawn(lines.clone().follow(sessions.clone(), keeper.clone()));
     let crediting = tokio::spawn({
         let (lines, accounts, keeper) = (lines.clone(), accounts.clone(), keeper.clone());
         async move {
@@ -294,16 +294,20 @@ impl Running {
             () = flows_are_over(&self.sessions, self.drain_time) => {}
             () = self.shutdown.stopping() => {}
         }
+        self.following_lines.abort();
+        self.lines.note_lent(&self.sessions.over_lines(), &self.keeper);
         self.sessions.close("reconst is going away");
         self.login_endpoint.close(VarInt::from_u32(CLOSE_LEAVING), b"reconst is going away");
         data_ports.close().await;
         let _ = timeout(CLOSING_TIME, self.login_endpoint.wait_idle()).await;
         self.following.abort();
-        self.following_lines.abort();
         self.crediting.abort();
         credit(&self.lines, &self.accounts, &self.keeper).await;
         self.keeping.abort();
         self.keeper.keep().await;
+        if let Err(error) = self.keeper.keep_lent().await {
+            tracing::warn!(%error, "the last that relays have lent can't be kept");
+        }
         if let (Some(nodes), Some(beating)) = (self.nodes, self.beating) {
             beating.abort();
             nodes.leave().await;

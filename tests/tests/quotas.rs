@@ -11,7 +11,10 @@ use neighbourhood::{
 };
 use reconst::accounts::{Limits, Quota, users::Listed};
 use shared::{
-    community::{member::Name, quota::Counts},
+    community::{
+        member::Name,
+        quota::{Counts, Earning},
+    },
     units::Size,
 };
 use tokio::{io::AsyncReadExt, task::JoinSet};
@@ -120,16 +123,45 @@ async fn what_a_lan_may_spend_is_used_up_by_all_its_users() {
     assert!(one.is_err() && two.is_err(), "{one:?} {two:?}");
     let arrived = client.carried() + other_client.carried();
     assert!((1..=QUOTA).contains(&arrived) && other_client.carried() > 0, "{arrived} of {QUOTA}");
-    let page = within(async {
+    let page = used_up_page(&neighbourhood).await;
+    assert!(page.contains("the 4.0 MB that your LAN may use are used up"), "{page}");
+}
+
+#[tokio::test]
+async fn a_quota_grows_by_what_the_user_s_relay_carries_for_others() {
+    let neighbourhood = neighbourhood().await;
+    let (registrar, elm, lender) = (neighbourhood.registrar(), name("elm"), name("user1"));
+    let other = registrar.add_user(&elm, &name("user2"), &Limits::default()).await.expect("a user");
+    let other = neighbourhood.add_proxy(&other, &[0]).await.expect("another user");
+    within(other.wait_for_paths(1)).await.expect("a path");
+    registrar.accounts().set_owner(&elm, &name("relay1"), Some(&lender)).await.expect("a relay and a user");
+    let earning = Some(Earning { percent: "50%".parse().expect("a part"), at_most: None });
+    let quota = Quota { counts: Counts::Down, earning, ..Quota::of(Size { bytes: QUOTA }) };
+    set(&neighbourhood, Limits { quota: Some(quota), ..Limits::default() }).await;
+    let (client, other_client) = (neighbourhood.client(), neighbourhood.client_of(Via::Socks5(other.address())));
+    within(client.download(2 * QUOTA, 1)).await.expect_err("more than the quota, over the own relay");
+    within(client.download(1, 1)).await.expect_err("nothing is left");
+
+    within(other_client.download(QUOTA / 2, 2)).await.expect("no limits");
+    let earned = within(async {
         loop {
-            let page = page(&neighbourhood).await;
-            if page.contains("used up") {
-                break page;
+            let user2 = registrar.accounts().user_report(&elm, &name("user2"), now()).await.expect("a user");
+            let earned = report(&neighbourhood).await.earned_bytes.expect("it earns");
+            assert!(earned <= user2.down_bytes / 2, "{earned} by {}", user2.down_bytes);
+            if user2.down_bytes >= QUOTA / 2 && earned == user2.down_bytes / 2 {
+                break earned;
             }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     })
     .await;
-    assert!(page.contains("the 4.0 MB that your LAN may use are used up"), "{page}");
+    within(async { while client.download(1000, 1).await.is_err() {} }).await;
+    within(client.download(QUOTA, 1)).await.expect_err("more than was earned");
+    let used = kept(&neighbourhood, |used| used >= QUOTA + earned).await;
+    let user = report(&neighbourhood).await;
+    assert!(user.down_bytes == QUOTA + earned && user.used_percent == Some(100), "{user:?}, {used} up and down");
+    let page = used_up_page(&neighbourhood).await;
+    assert!(page.contains("the 5.0 MB that you may use for downloads, 1.0 MB of them earned by lending, are used up"), "{page}");
 }
 
 #[tokio::test]
@@ -213,6 +245,19 @@ async fn kept(neighbourhood: &Neighbourhood, is_wanted: impl Fn(u64) -> bool) ->
                 return used;
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await
+}
+
+/// What a browser is shown once it is refused: a target that was reached lately is taken for reachable, once.
+async fn used_up_page(neighbourhood: &Neighbourhood) -> String {
+    within(async {
+        loop {
+            let page = page(neighbourhood).await;
+            if page.contains("used up") {
+                break page;
+            }
         }
     })
     .await

@@ -3,7 +3,11 @@
 use std::{fmt, str::FromStr};
 
 use serde::Serialize;
-use shared::{community::member::Name, ids::LanId, link::session::SessionHandle};
+use shared::{
+    community::{member::Name, quota::Used},
+    ids::LanId,
+    link::session::SessionHandle,
+};
 
 use super::Sessions;
 use crate::accounts::parts::{Part, PlaceError};
@@ -74,16 +78,22 @@ impl SessionPlace {
 
 impl SessionReport {
     fn new(place: SessionPlace, handle: &SessionHandle) -> Self {
-        let counters = handle.counters();
+        let payload = payload_of(handle);
         Self {
             user: place.user.into(),
             lan: place.lan,
             paths: handle.path_status().len(),
             flows: handle.open_flows(),
-            down_bytes: counters.delivered_bytes + counters.sent_parcel_bytes,
-            up_bytes: counters.read_bytes + counters.received_parcel_bytes,
+            down_bytes: payload.down,
+            up_bytes: payload.up,
         }
     }
+}
+
+/// What a session's flows have moved, datagrams that may have been lost on the way included.
+pub(super) fn payload_of(handle: &SessionHandle) -> Used {
+    let counters = handle.counters();
+    Used { up: counters.read_bytes + counters.received_parcel_bytes, down: counters.delivered_bytes + counters.sent_parcel_bytes }
 }
 
 impl fmt::Display for SessionPlace {

@@ -21,11 +21,20 @@ pub(super) struct Book {
     pub(super) usage: &'static str,
     /// What each node has.
     pub(super) node_usage: &'static str,
+    /// The columns of what is earned: LANs earn nothing.
+    earning: &'static str,
 }
 
-pub(super) const USERS: Book = Book { key: "member_id", limits: "limits", usage: "usage", node_usage: "node_usage" };
+pub(super) const USERS: Book =
+    Book { key: "member_id", limits: "limits", usage: "usage", node_usage: "node_usage", earning: "earn_percent, earn_at_most_bytes" };
 
-pub(super) const LANS: Book = Book { key: "lan_key", limits: "lan_limits", usage: "lan_usage", node_usage: "lan_node_usage" };
+pub(super) const LANS: Book = Book {
+    key: "lan_key",
+    limits: "lan_limits",
+    usage: "lan_usage",
+    node_usage: "lan_node_usage",
+    earning: "CAST(NULL AS BIGINT), CAST(NULL AS BIGINT)",
+};
 
 impl Spender {
     pub(super) fn book(self) -> Book {
@@ -49,9 +58,10 @@ impl Book {
         if self == LANS { Spender::Lan(LanKey(key)) } else { Spender::User(MemberId(key)) }
     }
 
-    /// All limits: key, and what [`LIMIT_COLUMNS`] names.
+    /// All limits: key, and what [`LIMIT_COLUMNS`] names, and what is earned.
     pub(super) fn all_limits(self) -> String {
-        format!("SELECT {}, {LIMIT_COLUMNS} FROM {}", self.key, self.limits)
+        let Self { key, limits, earning, .. } = self;
+        format!("SELECT {key}, {LIMIT_COLUMNS}, {earning} FROM {limits}")
     }
 
     /// What was counted by a server alone, and by each node: key, period, up, down.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Name,
-        quota::{Limits, UnixSeconds},
+        quota::{Limits, UnixSeconds, Used},
     },
     ids::LanId,
 };
@@ -95,7 +95,7 @@ impl Accounts {
     /// Sets what the users of a LAN may spend together; those who have sessions are held to it within a second.
     ///
     /// # Errors
-    /// If there is no such LAN.
+    /// If there is no such LAN, or its quota is to earn something.
     pub async fn set_lan_limits(&self, lan: &Name, limits: &Limits) -> Result<(), AccountsError> {
         let mut transaction = self.write().await?;
         let key = live_lan_key(&mut transaction, lan).await?;
@@ -147,7 +147,7 @@ impl Accounts {
                 limits: (&limits).into(),
                 up_bytes: used.up,
                 down_bytes: used.down,
-                used_percent: limits.quota.as_ref().map(|quota| quota.percent(used)),
+                used_percent: limits.quota.as_ref().map(|quota| quota.percent(used, Used::default())),
                 resets_at: span.end.0,
                 resets: period(&limits).zone.text(span.end),
             })
@@ -166,6 +166,9 @@ pub(super) async fn all_lan_limits<'e>(store: impl Executor<'e, Database = Any>)
 }
 
 /// Replaces the limits of a LAN.
-pub(super) async fn put_lan_limits(transaction: &mut Transaction<'static, Any>, lan: LanKey, limits: &Limits) -> Result<(), sqlx::Error> {
-    put_limits_of(transaction, Spender::Lan(lan), limits).await
+pub(super) async fn put_lan_limits(transaction: &mut Transaction<'static, Any>, lan: LanKey, limits: &Limits) -> Result<(), AccountsError> {
+    if limits.quota.as_ref().is_some_and(|quota| quota.earning.is_some()) {
+        return Err(AccountsError::LanEarns);
+    }
+    Ok(put_limits_of(transaction, Spender::Lan(lan), limits).await?)
 }

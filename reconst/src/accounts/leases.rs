@@ -2,7 +2,8 @@
 //!
 //! Enters: what a node has counted for each, what of it is under way still, and whether it wants more. Leaves: what all others have counted, and a lease: how much the
 //! node may count before it asks again. Always holds, for a quota that refuses: what all nodes have reported and all leases that stand add up
-//! to no more than the quota. Reports are absolute and each node writes its own rows alone, so that one whose answer was lost may be repeated.
+//! to no more than the quota and what is earned as far as the store knew when it gave the last of them. Reports are absolute and each node
+//! writes its own rows alone, so that one whose answer was lost may be repeated.
 //!
 //! A lease stands as long as its node is heard, and [`LEASE_STANDS`] beyond: then the node is taken for dead, and what it had not reported,
 //! a tick's worth, is the user's or the LAN's. A node that is cut off from the store and not dead goes on with its leases, and never beyond them.
@@ -16,8 +17,9 @@ use shared::community::quota::{Lease, Quota, UnixSeconds, Used};
 use sqlx::{Any, AssertSqlSafe, Transaction};
 
 use super::{
-    Accounts, AccountsError, Spender,
+    Accounts, AccountsError, MemberId, Spender,
     book::Book,
+    lent::lent_of,
     nodes::{CLOCK_MS, Registration, millis},
     number,
     usage::{ROWS_PER_STATEMENT, parameters, stored, used_of},
@@ -142,17 +144,19 @@ async fn give_leases(
     }
     query.execute(&mut **transaction).await?;
     let elsewhere_by_spender = elsewhere(transaction, book, node, &asked).await?;
+    let lent_by_user = lent(transaction, &asked).await?;
     let lease = |(spender, asks): &(Spender, &Asks)| {
         let elsewhere = elsewhere_by_spender.get(spender).copied().unwrap_or_default();
         let all = Used { up: asks.counted.up + elsewhere.used.up, down: asks.counted.down + elsewhere.used.down };
-        let left = asks.quota.size.bytes.saturating_sub(asks.quota.counted(all)).saturating_sub(elsewhere.leased);
+        let lent = lent_by_user.get(spender).copied().unwrap_or_default();
+        let left = asks.quota.allowance(lent).saturating_sub(asks.quota.counted(all)).saturating_sub(elsewhere.leased);
         let bytes = match (asks.wants_lease, is_alone) {
             (false, _) => 0,
             (true, true) => left,
             (true, false) => left.min((left / PARTS).max(LEASE_MIN)),
         };
         let is_rest = asks.wants_lease && bytes == left && elsewhere.leased == 0;
-        (*spender, Lease { period: asks.period, counted: asks.counted, elsewhere: elsewhere.used, bytes, is_rest })
+        (*spender, Lease { period: asks.period, counted: asks.counted, elsewhere: elsewhere.used, bytes, is_rest, lent })
     };
     Ok(asked.iter().map(lease).collect())
 }
@@ -188,6 +192,20 @@ async fn elsewhere(
         sum.leased += number::<u64>(leased)?;
     }
     Ok(elsewhere_by_spender)
+}
+
+/// What was lent by the users who earn by it. It only grows, so that what a lease goes by stays earned.
+async fn lent(transaction: &mut Transaction<'static, Any>, asked: &[(Spender, &Asks)]) -> Result<HashMap<Spender, Used>, AccountsError> {
+    let earner = |(spender, asks): &(Spender, &Asks)| match spender {
+        Spender::User(user) if asks.quota.earning.is_some() => Some((*user, asks.period)),
+        _ => None,
+    };
+    let earners: Vec<(MemberId, UnixSeconds)> = asked.iter().filter_map(earner).collect();
+    let mut lent_by_user = HashMap::new();
+    for some in earners.chunks(ROWS_PER_STATEMENT) {
+        lent_by_user.extend(lent_of(&mut **transaction, some).await?.into_iter().map(|(user, lent)| (Spender::User(user), lent)));
+    }
+    Ok(lent_by_user)
 }
 
 async fn write_rows(

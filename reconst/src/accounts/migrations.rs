@@ -69,6 +69,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (9, "lan leases", include_str!("../../migrations/0009_lan_leases.sql")),
     (10, "lists", include_str!("../../migrations/0010_lists.sql")),
     (11, "changes", include_str!("../../migrations/0011_changes.sql")),
+    (12, "earning", include_str!("../../migrations/0012_earning.sql")),
 ];
 
 const NEWEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;

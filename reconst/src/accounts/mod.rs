@@ -16,6 +16,7 @@ pub mod invites;
 pub mod lan_accounts;
 pub mod leases;
 pub mod ledger;
+pub mod lent;
 mod migrations;
 pub mod nodes;
 pub mod nodes_report;
@@ -192,6 +193,9 @@ pub enum AccountsError {
         /// The member's name.
         name: Name,
     },
+    /// A LAN's quota that would earn something.
+    #[error("a LAN lends to nobody else, so that its quota earns nothing: set that for users")]
+    LanEarns,
     /// Another reconst keeps counts there.
     #[error("a reconst of an earlier version serves this member database, which knows of no other server: end it first")]
     Claimed,
@@ -240,6 +244,7 @@ impl From<AccountsError> for Failure {
             AccountsError::Database(_) | AccountsError::Claimed | AccountsError::NodeClaimed(_) | AccountsError::NodeOver => {
                 Exit::Unavailable
             }
+            AccountsError::LanEarns => Exit::Usage,
             _ => Exit::Config,
         };
         Self::new(exit, error.to_string())

@@ -34,7 +34,10 @@ pub struct UserReport {
     pub up_bytes: u64,
     /// Bytes of payload received in it.
     pub down_bytes: u64,
-    /// Those of them that the quota counts, in per cent of it, rounded down.
+    /// Bytes added to the quota in it for what the user's relays have carried for others, if it earns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub earned_bytes: Option<u64>,
+    /// Those used that the quota counts, in per cent of it and what was earned, rounded down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_percent: Option<u64>,
     /// Bytes towards content servers that the user's own relays have carried in this calendar month (UTC), headers included.
@@ -50,7 +53,7 @@ pub struct UserReport {
 }
 
 impl UserReport {
-    fn new(user: &Listed, span: &Range<UnixSeconds>, used: Used, lent: Used) -> Self {
+    fn new(user: &Listed, span: &Range<UnixSeconds>, used: Used, carried: Used, lent: Used) -> Self {
         let quota = user.limits.quota.as_ref();
         Self {
             name: user.identity.name.to_string(),
@@ -60,9 +63,10 @@ impl UserReport {
             limits: WrittenLimits::from(&user.limits),
             up_bytes: used.up,
             down_bytes: used.down,
-            used_percent: quota.map(|quota| quota.percent(used)),
-            lent_up_bytes: lent.up,
-            lent_down_bytes: lent.down,
+            earned_bytes: quota.filter(|quota| quota.earning.is_some()).map(|quota| quota.earned(lent)),
+            used_percent: quota.map(|quota| quota.percent(used, lent)),
+            lent_up_bytes: carried.up,
+            lent_down_bytes: carried.down,
             period_began_at: span.start.0,
             resets_at: span.end.0,
             resets: period(&user.limits).zone.text(span.end),
@@ -100,10 +104,16 @@ impl Accounts {
         let spans: Vec<Range<UnixSeconds>> = users.iter().map(|user| period(&user.limits).span(time, user.since)).collect();
         let asked: Vec<(i64, UnixSeconds)> = users.iter().zip(&spans).map(|(user, span)| (user.account.0, span.start)).collect();
         let ids: Vec<MemberId> = users.iter().map(|user| user.id).collect();
-        let (used, lent) = (self.used_in(USERS, &asked).await?, self.lent_by(&ids, time).await?);
+        let earns = |user: &Listed| user.limits.quota.as_ref().is_some_and(|quota| quota.earning.is_some());
+        let earners = users.iter().zip(&spans).filter(|(user, _)| earns(user)).map(|(user, span)| (user.account, span.start));
+        let earners: Vec<(MemberId, UnixSeconds)> = earners.collect();
+        let (used, carried) = (self.used_in(USERS, &asked).await?, self.lent_by(&ids, time).await?);
+        let lent = self.lent_in(&earners).await?;
         let report = |(user, span): (&Listed, &Range<UnixSeconds>)| {
-            let (used, lent) = (used.get(&user.account.0).copied(), lent.get(&user.id).copied());
-            UserReport::new(user, span, used.unwrap_or_default(), lent.unwrap_or_default())
+            let used = used.get(&user.account.0).copied().unwrap_or_default();
+            let (carried, lent) =
+                (carried.get(&user.id).copied().unwrap_or_default(), lent.get(&user.account).copied().unwrap_or_default());
+            UserReport::new(user, span, used, carried, lent)
         };
         Ok(users.iter().zip(&spans).map(report).collect())
     }

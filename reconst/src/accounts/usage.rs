@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shared::community::quota::{AtLimit, Limits, Quota, UnixSeconds, Used};
+use shared::community::quota::{AtLimit, Earning, Limits, Percent, Quota, UnixSeconds, Used};
 use shared::{
     community::quota::Period,
     units::{Rate, Size},
@@ -125,16 +125,16 @@ pub(super) async fn limits_by_key<'e>(
 }
 
 fn keyed(rows: Vec<KeyedRow>) -> Result<BTreeMap<i64, Limits>, AccountsError> {
-    let keyed = |(key, a, b, c, d, e, f, g, h): KeyedRow| Ok((key, limits((a, b, c, d, e, f, g, h))?));
+    let keyed = |(key, a, b, c, d, e, f, g, h, i, j): KeyedRow| Ok((key, limits((a, b, c, d, e, f, g, h, i, j))?));
     rows.into_iter().map(keyed).collect()
 }
 
 /// What one may spend; no row is no limits.
 pub(super) async fn limits_of_key<'e>(store: impl Executor<'e, Database = Any>, spender: Spender) -> Result<Limits, AccountsError> {
-    let Book { key, limits: table, .. } = spender.book();
-    let sql = format!("SELECT {LIMIT_COLUMNS} FROM {table} WHERE {key} = $1");
-    let row: Option<LimitsRow> = sqlx::query_as(AssertSqlSafe(sql)).bind(spender.key()).fetch_optional(store).await?;
-    row.map_or(Ok(Limits::default()), limits)
+    let book = spender.book();
+    let sql = format!("{} WHERE {} = $1", book.all_limits(), book.key);
+    let rows = sqlx::query_as(AssertSqlSafe(sql)).bind(spender.key()).fetch_all(store).await?;
+    Ok(keyed(rows)?.pop_first().map(|(_, limits)| limits).unwrap_or_default())
 }
 
 /// As in [`LimitsRow`].
@@ -142,12 +142,14 @@ pub(super) const LIMIT_COLUMNS: &str = "quota_bytes, period, time_zone, counts, 
                              rate_down_bits_per_second, max_flows";
 
 /// A key and its [`LimitsRow`].
-type KeyedRow = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+type KeyedRow = (i64, Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
 
-/// Quota, period, zone, what it counts, rate beyond it, rate up, rate down, flows.
-type LimitsRow = (Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+/// Quota, period, zone, what it counts, rate beyond it, rate up, rate down, flows, which part is earned, the most that is.
+type LimitsRow = (Option<i64>, String, String, String, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
 
-fn limits((quota, length, zone, counts, throttle, rate_up, rate_down, max_flows): LimitsRow) -> Result<Limits, AccountsError> {
+fn limits(
+    (quota, length, zone, counts, throttle, rate_up, rate_down, max_flows, earn, earn_at_most): LimitsRow,
+) -> Result<Limits, AccountsError> {
     let rate = |bits: Option<i64>| bits.map(number).transpose().map(|bits| bits.map(|bits_per_second| Rate { bits_per_second }));
     let quota = match quota {
         Some(bytes) => Some(Quota {
@@ -155,10 +157,16 @@ fn limits((quota, length, zone, counts, throttle, rate_up, rate_down, max_flows)
             counts: parsed(&counts)?,
             period: Period { length: parsed(&length)?, zone: parsed(&zone)? },
             at_limit: rate(throttle)?.map_or(AtLimit::Refuse, AtLimit::Throttle),
+            earning: earn.map(|percent| earning(percent, earn_at_most)).transpose()?,
         }),
         None => None,
     };
     Ok(Limits { quota, rate_up: rate(rate_up)?, rate_down: rate(rate_down)?, max_flows: max_flows.map(number).transpose()? })
+}
+
+fn earning(percent: i64, at_most: Option<i64>) -> Result<Earning, AccountsError> {
+    let percent = Percent::try_from(number::<u64>(percent)?).map_err(|error| AccountsError::Damaged(error.to_string()))?;
+    Ok(Earning { percent, at_most: at_most.map(number).transpose()?.map(|bytes| Size { bytes }) })
 }
 
 /// A LAN's count of a version that counted by differences may be less than nothing for a moment.

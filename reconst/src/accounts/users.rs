@@ -123,10 +123,18 @@ impl Accounts {
 }
 
 pub(super) async fn put_limits(transaction: &mut Transaction<'static, Any>, member: MemberId, limits: &Limits) -> Result<(), sqlx::Error> {
-    put_limits_of(transaction, Spender::User(member), limits).await
+    put_limits_of(transaction, Spender::User(member), limits).await?;
+    let earning = limits.quota.as_ref().and_then(|quota| quota.earning);
+    sqlx::query("UPDATE limits SET earn_percent = $1, earn_at_most_bytes = $2 WHERE member_id = $3")
+        .bind(earning.map(|earning| stored(earning.percent.into())))
+        .bind(earning.and_then(|earning| earning.at_most).map(|at_most| stored(at_most.bytes)))
+        .bind(member.0)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
 }
 
-/// Puts limits into a row, and leaves alone what else later versions have there.
+/// Puts limits into a row, but for what is earned, and leaves alone what else later versions have there.
 pub(super) async fn put_limits_of(
     transaction: &mut Transaction<'static, Any>,
     spender: Spender,

@@ -72,6 +72,7 @@ impl From<AccountsError> for ApiError {
             AccountsError::NoLan(_) | AccountsError::NoMember { .. } | AccountsError::NoInvite(_) | AccountsError::NoNode(_) => {
                 (StatusCode::NOT_FOUND, "not-found")
             }
+            AccountsError::LanEarns => (StatusCode::BAD_REQUEST, "bad-request"),
             AccountsError::Database(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
             AccountsError::Damaged(_) | AccountsError::Claimed | AccountsError::TooOld { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "store-damaged")

@@ -77,10 +77,11 @@ async fn a_user_is_invited_limited_and_removed() {
     assert_eq!(status, StatusCode::CREATED, "{invite}");
     assert!(invite["link"].as_str().expect("a link").starts_with("tributary://127.0.0.1:10000/user/"), "{invite}");
 
-    let limits =
-        json!({ "quota_bytes": 1_000_000, "period": "month/15", "time_zone": "Europe/Berlin", "throttle_bits_per_second": 64_000 });
+    let limits = json!({ "quota_bytes": 1_000_000, "period": "month/15", "time_zone": "Europe/Berlin", "throttle_bits_per_second": 64_000,
+            "earn_percent": 50, "earn_at_most_bytes": 200_000 });
     let (status, user) = bench.ask(Method::PUT, "/v1/lans/elm/users/ann/limits", limits.clone()).await;
     assert_eq!((status, &user["period"], &user["max_flows"]), (StatusCode::OK, &json!("month/15"), &Value::Null));
+    assert_eq!((&user["earn_percent"], &user["earn_at_most_bytes"], &user["earned_bytes"]), (&json!(50), &json!(200_000), &json!(0)));
     let (_, again) = bench.ask(Method::PUT, "/v1/lans/elm/users/ann/limits", limits).await;
     assert_eq!(again, user);
     let (_, audit) = bench.ask(Method::GET, "/v1/audit?after=1", Value::Null).await;
@@ -172,6 +173,8 @@ async fn a_lan_has_limits_of_its_own() {
     let (_, audit) = bench.ask(Method::GET, "/v1/audit?after=1", Value::Null).await;
     assert_eq!(audit["items"].as_array().map(Vec::len), Some(1), "a write that changes nothing is not logged: {audit}");
     assert_eq!(bench.ask(Method::PUT, "/v1/lans/oak/limits", Value::Null).await.0, StatusCode::NOT_FOUND);
+    let earning = bench.ask(Method::PUT, "/v1/lans/elm/limits", json!({ "quota_bytes": 1, "earn_percent": 50 })).await;
+    assert_eq!(earning.0, StatusCode::BAD_REQUEST, "a user's quota earns: {}", earning.1);
 }
 
 #[tokio::test]
@@ -184,6 +187,9 @@ async fn what_makes_no_sense_is_refused_with_a_reason() {
         json!({ "quota_bytes": 1, "period": "week" }),
         json!({ "quota_bytes": 1, "time_zone": "Middle/Earth" }),
         json!({ "max_flows": 0 }),
+        json!({ "earn_percent": 50 }),
+        json!({ "quota_bytes": 1, "earn_percent": 101 }),
+        json!({ "quota_bytes": 1, "earn_at_most_bytes": 1 }),
         json!({ "qouta_bytes": 1 }),
     ];
     for body in bodies {

@@ -206,7 +206,7 @@ fn is_in_use<A: Kept>(account: &Arc<A>) -> bool {
 }
 
 /// A store that takes longer does not answer.
-const REPORT_TIME: Duration = Duration::from_secs(5);
+pub(super) const REPORT_TIME: Duration = Duration::from_secs(5);
 
 /// Two seconds: who pauses for longer gives up the lease, so that others may have it.
 const IDLE_TICKS: u32 = 4;

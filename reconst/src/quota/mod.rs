@@ -6,6 +6,7 @@
 //! [leases](crate::accounts::leases); rates and numbers of flows hold on each server.
 
 mod keeping;
+mod lending;
 pub mod meter;
 mod spending;
 mod user;
@@ -31,6 +32,7 @@ use tokio::sync::Notify;
 
 use self::{
     keeping::{Kept, Reporting},
+    lending::Lending,
     spending::LanAccount,
     user::Totals,
 };
@@ -62,6 +64,7 @@ struct Shared {
     /// Since when the store has not taken the counts.
     behind_since: Mutex<Option<Instant>>,
     totals: Arc<Totals>,
+    lending: Lending,
     /// The servers that share the store, if there may be others.
     nodes: Option<Nodes>,
     /// Woken when an account's lease runs low.
@@ -110,6 +113,7 @@ impl Keeper {
             time,
             behind_since: Mutex::default(),
             totals: Arc::default(),
+            lending: Lending::default(),
             nodes,
             lease_low: Arc::default(),
         };
@@ -177,6 +181,7 @@ impl Keeper {
         if let Some(limits) = shared.accounts.limits_of(&[member.account]).await?.remove(&member.account) {
             user.set_limits(limits);
         }
+        self.tell_lent(std::iter::once((member.account, user.clone()))).await?;
         Ok(user)
     }
 
@@ -197,12 +202,15 @@ impl Keeper {
         let mut changes = self.shared.accounts.changes();
         // What has not been followed yet.
         let mut due = Change::default();
+        let mut tick_count = 0_u64;
         let mut ticks = tokio::time::interval(KEPT_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
                     self.tick().await;
+                    tick_count += 1;
+                    self.settle_lent(tick_count.is_multiple_of(TICKS_UNTIL_ALL_ARE_TOLD)).await;
                     if !due.is_empty() && self.follow_limits(&due).await.is_ok() {
                         due = Change::default();
                     }
@@ -212,6 +220,7 @@ impl Keeper {
                     // Flows that wait ask again and again.
                     tokio::time::sleep(LEASES_APART).await;
                 }
+                () = self.shared.lending.added.notified() => self.settle_lent(false).await,
                 change = changes.next() => {
                     due.add(&change);
                     match self.follow_limits(&due).await {
@@ -339,6 +348,9 @@ fn system_time() -> Duration {
 
 /// A crash loses what was counted since: less than a second with the time that writing takes.
 pub const KEPT_EVERY: Duration = Duration::from_millis(500);
+
+/// 10 s: what is lent on another server hardly matters to who has much left.
+const TICKS_UNTIL_ALL_ARE_TOLD: u64 = 20;
 
 /// Between two times that leases are asked for: some hundred times the transaction's time would be the store's whole time otherwise.
 const LEASES_APART: Duration = Duration::from_millis(20);

@@ -25,7 +25,10 @@ use super::{
     keeping::{Kept, Reporting},
     refusal,
 };
-use crate::accounts::lan_accounts::{LanAccountRow, LanKey};
+use crate::accounts::{
+    MemberId,
+    lan_accounts::{LanAccountRow, LanKey},
+};
 
 /// The accounts that a user's flows in one LAN are spent from.
 pub struct Spending {
@@ -86,6 +89,11 @@ impl Spending {
 
     fn reportings(&self) -> impl Iterator<Item = &Reporting> {
         [&self.user.reporting, &self.lan.reporting].into_iter()
+    }
+
+    /// The user's account.
+    pub fn user(&self) -> MemberId {
+        MemberId(self.sharer.0)
     }
 
     /// Whether both are spent from the same accounts.

@@ -275,7 +275,7 @@ async fn only_limits_that_have_changed_are_read_again_and_all_of_what_an_earlier
     running.abort();
 }
 
-async fn until(what: &str, holds: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -288,24 +288,24 @@ async fn user_with_quota(registrar: &Registrar, bytes: u64) -> Member {
     user(registrar, "ann", &Limits { quota: Some(Quota::of(Size { bytes })), ..Limits::default() }).await
 }
 
-async fn user(registrar: &Registrar, user: &str, limits: &Limits) -> Member {
+pub(super) async fn user(registrar: &Registrar, user: &str, limits: &Limits) -> Member {
     let profile = registrar.add_user(&name("elm"), &name(user), limits).await.expect("a user");
     let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
     registrar.accounts().authorise(&certificate, Role::User).await.expect("a member")
 }
 
 /// A node of that name that beats.
-async fn node(registrar: &Registrar, node: &str) -> Nodes {
+pub(super) async fn node(registrar: &Registrar, node: &str) -> Nodes {
     let identity = NodeIdentity { name: name(node), public: "127.0.0.1:10000".parse().expect("an address") };
     let (nodes, beating) = Nodes::join(registrar.accounts(), identity, 1).await.expect("a node");
     tokio::spawn(nodes.clone().run(beating, Default::default, Shutdown::new()));
     nodes
 }
 
-fn take(account: &UserAccount, bytes: u64) -> Option<u64> {
+pub(super) fn take(account: &UserAccount, bytes: u64) -> Option<u64> {
     account.lock().take(Instant::now(), account.time(), Way::Down, bytes).ok().map(|grant| grant.bytes)
 }
 
-fn name(text: &str) -> shared::community::member::Name {
+pub(super) fn name(text: &str) -> shared::community::member::Name {
     text.parse().expect("a name")
 }

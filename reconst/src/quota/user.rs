@@ -37,6 +37,9 @@ pub struct AccountReport {
     pub down_bytes: u64,
     /// Bytes that the user may move, if there is a limit.
     pub quota_bytes: Option<u64>,
+    /// Bytes on top of that for what the user's relays have lent, if it earns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub earned_bytes: Option<u64>,
     /// Flows that the user may have open, if there is a limit.
     pub max_flows: Option<u32>,
     /// When the count begins anew, seconds since 1970.
@@ -77,15 +80,23 @@ impl UserAccount {
         }
     }
 
+    /// The period whose lending is earned by, if any.
+    pub(super) fn earns_in(&self) -> Option<UnixSeconds> {
+        let account = self.lock();
+        account.limits().quota.as_ref()?.earning?;
+        Some(account.span().start)
+    }
+
     pub(super) fn report(&self) -> AccountReport {
         let account = self.lock();
-        let used = account.used();
+        let (used, quota) = (account.used(), account.limits().quota.as_ref());
         AccountReport {
             user: self.identity.to_string(),
             flows: account.flows(),
             up_bytes: used.up,
             down_bytes: used.down,
-            quota_bytes: account.limits().quota.as_ref().map(|quota| quota.size.bytes),
+            quota_bytes: quota.map(|quota| quota.size.bytes),
+            earned_bytes: quota.filter(|quota| quota.earning.is_some()).map(|quota| quota.earned(account.lent())),
             max_flows: account.limits().max_flows,
             resets_at: account.span().end.0,
         }

@@ -238,7 +238,10 @@ impl Import<'_> {
             let limits = limits.map_err(|WrittenError(reason)| ImportError::Document(format!("LAN {name}: {reason}")))?;
             let key = LanKey(lan_by_name[name].0);
             if limits_by_lan.get(&key).cloned().unwrap_or_default() != limits {
-                put_lan_limits(&mut self.transaction, key, &limits).await?;
+                put_lan_limits(&mut self.transaction, key, &limits).await.map_err(|error| match error {
+                    AccountsError::LanEarns => ImportError::Document(format!("LAN {name}: {error}")),
+                    error => error.into(),
+                })?;
                 self.touch(Touched::Limits(Spender::Lan(key))).await?;
                 self.note("lan.set", name.as_str(), &limits.to_string()).await?;
             }

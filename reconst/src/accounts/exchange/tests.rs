@@ -3,7 +3,7 @@
 use shared::{
     community::{
         member::{Name, Role},
-        quota::{Limits, Quota},
+        quota::{Earning, Limits, Quota},
     },
     units::{Rate, Size},
 };
@@ -78,7 +78,9 @@ async fn what_does_not_go_together_changes_nothing() {
         user("name = 'bob'\nlan = 'elm'\naccount = 'ann@oak'\n[user.limits]\nmax_flows = 1"),
         user("name = 'bob'\nlan = 'elm'\naccount = 'bob@elm'"),
         user("name = 'bob'\nlan = 'elm'\n[user.limits]\nperiod = 'week'\nquota_bytes = 5"),
+        user("name = 'bob'\nlan = 'elm'\n[user.limits]\nearn_percent = 50"),
         user("name = 'new'\nlan = 'elm'"),
+        "version = 1\n[[lan]]\nname = 'elm'\nnumber = 15\ndata_port = 10015\n[lan.limits]\nquota_bytes = 5\nearn_percent = 50\n".into(),
         "version = 1\n[[lan]]\nname = 'elm'\nnumber = 99\ndata_port = 10015\n".into(),
         "version = 1\n[[lan]]\nname = 'ash'\nnumber = 99\ndata_port = 10015\n".into(),
         "version = 1\n[[lan]]\nname = 'ash'\nnumber = 15\ndata_port = 999\n".into(),
@@ -112,7 +114,9 @@ async fn filled() -> (Registrar, tempfile::TempDir) {
 
 fn limits() -> Limits {
     let rate_down = Some(Rate { bits_per_second: 20_000_000 });
-    Limits { quota: Some(Quota::of(Size { bytes: 100_000_000_001 })), rate_down, max_flows: Some(7), ..Limits::default() }
+    let earning = Some(Earning { percent: 50.try_into().expect("a part"), at_most: Some(Size { bytes: 9_000_000_001 }) });
+    let quota = Quota { earning, ..Quota::of(Size { bytes: 100_000_000_001 }) };
+    Limits { quota: Some(quota), rate_down, max_flows: Some(7), ..Limits::default() }
 }
 
 fn name(text: &str) -> Name {

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
-use super::{Period, Used};
+use super::{Earning, Period, Used};
 use crate::units::{Rate, Size};
 
 /// A user's limits; none of a kind is no limit.
@@ -31,6 +31,8 @@ pub struct Quota {
     pub period: Period,
     /// What happens when they are used up.
     pub at_limit: AtLimit,
+    /// What is added to them for what the user's relays lend; only a user's quota has that.
+    pub earning: Option<Earning>,
 }
 
 /// Which bytes a quota counts.
@@ -82,12 +84,13 @@ impl Limits {
 impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quota = self.quota.as_ref().map(|quota| {
-            let Quota { size, counts, period, at_limit } = quota;
+            let Quota { size, counts, period, at_limit, earning } = quota;
             let beyond = match at_limit {
                 AtLimit::Refuse => String::new(),
                 AtLimit::Throttle(rate) => format!(", then {rate}"),
             };
-            format!("quota {size} per {} in {}, {counts}{beyond}", period.length, period.zone)
+            let earns = earning.map(|earning| format!(", {earning}")).unwrap_or_default();
+            format!("quota {size} per {} in {}, {counts}{earns}{beyond}", period.length, period.zone)
         });
         let rates = [("up", self.rate_up), ("down", self.rate_down)];
         let rates = rates.into_iter().filter_map(|(way, rate)| rate.map(|rate| format!("{way} {rate}")));
@@ -100,7 +103,7 @@ impl fmt::Display for Limits {
 impl Quota {
     /// A quota of so many bytes a calendar month, both directions, that ends flows when it is used up.
     pub fn of(size: Size) -> Self {
-        Self { size, counts: Counts::default(), period: Period::default(), at_limit: AtLimit::default() }
+        Self { size, counts: Counts::default(), period: Period::default(), at_limit: AtLimit::default(), earning: None }
     }
 }
 
@@ -111,9 +114,19 @@ impl Quota {
         count(Way::Up, used.up).saturating_add(count(Way::Down, used.down))
     }
 
-    /// The same in per cent of the quota, rounded down.
-    pub fn percent(&self, used: Used) -> u64 {
-        let percent = u128::from(self.counted(used)) * 100 / u128::from(self.size.bytes.max(1));
+    /// Bytes added to it for what was lent in the period: of that it counts what it counts of what is used.
+    pub fn earned(&self, lent: Used) -> u64 {
+        self.earning.map_or(0, |earning| earning.earned(self.counted(lent)))
+    }
+
+    /// Bytes that may be used in a period in which so much was lent.
+    pub fn allowance(&self, lent: Used) -> u64 {
+        self.size.bytes.saturating_add(self.earned(lent))
+    }
+
+    /// How much of that is used, in per cent, rounded down.
+    pub fn percent(&self, used: Used, lent: Used) -> u64 {
+        let percent = u128::from(self.counted(used)) * 100 / u128::from(self.allowance(lent).max(1));
         u64::try_from(percent).unwrap_or(u64::MAX)
     }
 }

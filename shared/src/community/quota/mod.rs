@@ -6,6 +6,7 @@
 
 mod account;
 mod clock;
+mod earning;
 mod limits;
 mod period;
 mod shaper;
@@ -16,6 +17,7 @@ pub mod told;
 pub use self::{
     account::{Account, Grant, Lease, Refused, Used, Whose},
     clock::WallClock,
+    earning::{Earning, Percent, PercentError},
     limits::{AtLimit, Counts, CountsError, Limits, Quota, Way},
     period::{Length, Period, PeriodError, UnixSeconds, Zone},
     shaper::Ticket,

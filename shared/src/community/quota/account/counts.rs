@@ -46,6 +46,11 @@ impl Account {
         is_due
     }
 
+    /// Whether that much is used.
+    pub fn is_beyond_warning(&self) -> bool {
+        self.limits.quota.as_ref().is_some_and(|quota| quota.percent(self.used(), self.lent()) >= WARNED_AT_PERCENT)
+    }
+
     /// The counts that have changed since the last call, to be kept: what was delivered.
     pub fn poll_changes(&mut self) -> Vec<(UnixSeconds, Used)> {
         let changed = std::mem::take(&mut self.changed);
@@ -79,10 +84,6 @@ impl Account {
 
     pub(super) fn counted(&self, quota: &Quota) -> u64 {
         quota.counted(self.used())
-    }
-
-    pub(super) fn is_beyond_warning(&self) -> bool {
-        self.limits.quota.as_ref().is_some_and(|quota| quota.percent(self.used()) >= WARNED_AT_PERCENT)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One user's account: what is used of the quota, whose turn it is, how many flows are open.
 
 mod counts;
+mod lent;
 mod refused;
 mod share;
 
@@ -37,6 +38,8 @@ pub struct Account {
     used_by_period: BTreeMap<UnixSeconds, Used>,
     /// What other servers have counted; they count apart from this one.
     elsewhere_by_period: BTreeMap<UnixSeconds, Used>,
+    /// What the user's relays have lent in the period that began then, as far as is known.
+    lent: (UnixSeconds, Used),
     /// What this server may count, if it shares the quota with others.
     share: Share,
     /// What of the count in this period is under way still.
@@ -83,6 +86,7 @@ impl Account {
             span,
             used_by_period,
             elsewhere_by_period,
+            lent: Default::default(),
             share: Share::Whole,
             undelivered: Used::default(),
             changed,
@@ -121,7 +125,7 @@ impl Account {
             AtLimit::Refuse => None,
             AtLimit::Throttle(rate) => Some(rate.bits_per_second),
         };
-        let (used_bytes, quota_bytes) = (self.counted(quota), quota.size.bytes);
+        let (used_bytes, quota_bytes) = (self.counted(quota), self.allowance(quota));
         Some(ToldQuota { whose: self.whose, used_bytes, quota_bytes, resets_at: self.span.end, throttle })
     }
 
@@ -260,7 +264,7 @@ impl Account {
     fn exhausted(&self) -> Option<&Quota> {
         let is_used_up = |quota: &&Quota| {
             let is_share_used_up = quota.at_limit == AtLimit::Refuse && self.has_rest() && self.share != Share::Whole && self.leased() == 0;
-            self.counted(quota) >= quota.size.bytes || is_share_used_up
+            self.counted(quota) >= self.allowance(quota) || is_share_used_up
         };
         self.limits.quota.as_ref().filter(is_used_up)
     }

@@ -14,14 +14,16 @@ use crate::units::Size;
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum Refused {
     /// The quota is used up.
-    #[error("the {size} that {whose} may use{which} are used up; the count begins anew on {resets}")]
+    #[error("the {size} that {whose} may use{which}{earned} are used up; the count begins anew on {resets}")]
     UsedUp {
         /// Whose quota.
         whose: Whose,
-        /// The quota.
+        /// The quota, with what was earned.
         size: Size,
         /// Which bytes it counts, for people.
         which: &'static str,
+        /// What of it was earned by lending, for people.
+        earned: String,
         /// When the next period begins, in the quota's time zone.
         resets: String,
     },
@@ -63,6 +65,8 @@ impl Account {
             Counts::Down => " for downloads",
             Counts::Both => "",
         };
-        Refused::UsedUp { whose: self.whose, size: quota.size, which, resets: quota.period.zone.text(self.span.end) }
+        let (size, earned) = (Size { bytes: self.allowance(quota) }, Size { bytes: quota.earned(self.lent()) });
+        let earned = quota.earning.map(|_| format!(", {earned} of them earned by lending,")).unwrap_or_default();
+        Refused::UsedUp { whose: self.whose, size, which, earned, resets: quota.period.zone.text(self.span.end) }
     }
 }

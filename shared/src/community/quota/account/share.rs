@@ -31,6 +31,8 @@ pub struct Lease {
     pub bytes: u64,
     /// Whether that is all that is left, and nobody else has a part of it.
     pub is_rest: bool,
+    /// What the user's relays had lent in the period: what that earns is part of what is left.
+    pub lent: Used,
 }
 
 impl Account {
@@ -44,6 +46,7 @@ impl Account {
     /// Takes a lease in place of the one before.
     pub fn set_lease(&mut self, now: Instant, lease: Lease) {
         self.elsewhere_by_period.insert(lease.period, lease.elsewhere);
+        self.note_lent(lease.period, lease.lent);
         if let (Some(quota), true) = (&self.limits.quota, self.share != Share::Whole) {
             let counted = quota.counted(lease.counted);
             let (until, low_at) = (counted.saturating_add(lease.bytes), counted.saturating_add(lease.bytes / 2));
@@ -56,6 +59,13 @@ impl Account {
     pub(super) fn end_lease_of_other(&mut self, quota: Option<&Quota>) {
         if self.share != Share::Whole && self.limits.quota.as_ref() != quota {
             self.share = Share::None;
+        }
+    }
+
+    /// There may be more to be leased than there was.
+    pub(super) fn on_more(&mut self) {
+        if let Share::Leased { is_rest, .. } = &mut self.share {
+            *is_rest = false;
         }
     }
 
@@ -92,7 +102,7 @@ impl Account {
 
     /// What may be counted here of a quota that is not used up.
     pub(super) fn left(&self, quota: &Quota) -> Result<u64, Refused> {
-        let left = quota.size.bytes.saturating_sub(self.counted(quota));
+        let left = self.allowance(quota).saturating_sub(self.counted(quota));
         match self.share {
             Share::Whole => Ok(left),
             _ => match left.min(self.leased()) {

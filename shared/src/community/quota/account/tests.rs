@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    community::quota::{Counts, Length, Period},
+    community::quota::{Counts, Earning, Length, Period},
     units::Size,
 };
 
@@ -180,6 +180,55 @@ fn what_is_under_way_is_granted_and_not_kept() {
     assert_eq!((kept(&mut account), kept(&mut account)), (vec![1000], vec![]));
 }
 
+#[test]
+fn a_quota_grows_with_what_is_lent_and_only_in_that_period() {
+    let mut account = Bench::new(earning(1000, Counts::Down, 50, Some(600)));
+    account.take(Way::Down, 1000).expect("a quota");
+    assert!(account.account.open_flow(NOW).is_err());
+    account.lend(Used { up: 9000, down: 300 });
+    account.account.open_flow(NOW).expect("150 were earned: what counts is what the quota counts");
+    assert_eq!(account.take(Way::Down, 9000).expect("what was earned").bytes, 150);
+    let refused = account.take(Way::Down, 1).expect_err("used up").to_string();
+    let said = "the 1.1 kB that you may use for downloads, 150 B of them earned by lending, are used up; the count begins anew on";
+    assert!(refused.starts_with(said), "{refused}");
+    account.lend(Used { up: 0, down: 9000 });
+    assert_eq!(account.take(Way::Down, 9000).expect("the most that is earned").bytes, 450);
+    assert_eq!(account.account.told().map(|told| (told.used_bytes, told.quota_bytes)), Some((1600, 1600)));
+    let next_month = account.account.span().end;
+    let granted = account.account.take(account.now, next_month, Way::Down, 9000).expect("a new period").bytes;
+    assert_eq!(granted, 1000, "nothing is earned in it yet");
+}
+
+#[test]
+fn what_is_lent_lifts_the_throttle() {
+    let mut limits = earning(1000, Counts::Both, 100, None);
+    limits.quota.as_mut().expect("a quota").at_limit = AtLimit::Throttle(Rate { bits_per_second: 8_000 });
+    let mut account = Bench::new(limits);
+    account.take(Way::Down, 1000).expect("a quota");
+    account.take(Way::Down, 1000).expect("goes on, throttled");
+    let waits = account.take(Way::Down, 1000).expect("goes on, throttled");
+    assert!(account.account.wait(account.now, Way::Down, waits.ticket).is_some());
+    account.lend(Used { up: 2000, down: 2000 });
+    assert_eq!(account.account.wait(account.now, Way::Down, waits.ticket), None);
+}
+
+#[test]
+fn what_is_lent_is_spent_by_lease() {
+    let mut account = Bench::new(earning(1000, Counts::Both, 50, None));
+    account.account.share(BTreeMap::new());
+    account.lease(Used::default(), 0, 1000, true);
+    account.take(Way::Down, 1000).expect("the rest");
+    assert!(account.account.open_flow(NOW).is_err() && !account.account.is_lease_low());
+    account.lend(Used { up: 0, down: 800 });
+    account.account.open_flow(NOW).expect("there is more");
+    assert_eq!(account.take(Way::Down, 1), Err(Refused::NotYet), "which may be with another server");
+    assert!(account.account.is_lease_low());
+    let counted = account.account.counted_here();
+    account.lease(counted, 250, 150, true);
+    assert_eq!(account.take(Way::Down, 9000).expect("a lease").bytes, 150);
+    assert!(matches!(account.take(Way::Down, 1), Err(Refused::UsedUp { .. })));
+}
+
 /// 2026-11-24 08:00 UTC.
 const NOW: UnixSeconds = UnixSeconds(1_795_507_200);
 
@@ -198,15 +247,27 @@ impl Bench {
         self.account.take(self.now, NOW, way, bytes)
     }
 
+    fn lend(&mut self, lent: Used) {
+        let period = self.account.span().start;
+        self.account.set_lent(self.now, period, lent);
+    }
+
     fn lease(&mut self, counted: Used, elsewhere_down: u64, bytes: u64, is_rest: bool) {
         let elsewhere = Used { up: 0, down: elsewhere_down };
         let period = self.account.span().start;
-        self.account.set_lease(self.now, Lease { period, counted, elsewhere, bytes, is_rest });
+        self.account.set_lease(self.now, Lease { period, counted, elsewhere, bytes, is_rest, lent: self.account.lent() });
     }
 }
 
 fn limits(bytes: u64, counts: Counts) -> Limits {
     let period = Period { length: Length::default(), ..Period::default() };
-    let quota = Quota { size: Size { bytes }, counts, period, at_limit: AtLimit::Refuse };
+    let quota = Quota { size: Size { bytes }, counts, period, at_limit: AtLimit::Refuse, earning: None };
     Limits { quota: Some(quota), ..Limits::default() }
+}
+
+fn earning(bytes: u64, counts: Counts, percent: u64, at_most: Option<u64>) -> Limits {
+    let mut limits = limits(bytes, counts);
+    let earning = Earning { percent: percent.try_into().expect("a part"), at_most: at_most.map(|bytes| Size { bytes }) };
+    limits.quota.as_mut().expect("a quota").earning = Some(earning);
+    limits
 }
