@@ -78,6 +78,23 @@ async fn flows_survive_a_drain_and_a_death_breaks_them_cleanly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_at_the_deadline_of_a_drain_breaks_cleanly_and_the_next_flow_goes_on() {
+    let Some(cluster) = cluster(1, Limits::default()).await else { return };
+    let client = cluster.client();
+    let first = within(cluster.serving()).await.expect("a database").expect("a node that serves");
+    let open = tokio::spawn({
+        let client = client.clone();
+        async move { client.download(ENDLESS, 1).await }
+    });
+    progress(&client, 1_000_000).await;
+    let drained = cluster.node_name(first).clone();
+    cluster.registrar().accounts().drain_node(&drained, Some(Duration::from_secs(1))).await.expect("a node");
+    let broken = within(open).await.expect("no panic").expect_err("it is far longer than that");
+    assert!(matches!(broken, LoadError::Broken(..)), "{broken}");
+    within(client.download(1_000_000, 2)).await.expect("a flow at the other node");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quota_is_spent_on_three_nodes_at_once_and_no_further() {
     let quota = Quota::of(Size { bytes: QUOTA });
     let Some(cluster) = cluster(3, Limits { quota: Some(quota), ..Limits::default() }).await else { return };
@@ -134,3 +151,6 @@ const QUOTA: u64 = 20_000_000;
 
 /// Seconds' worth on a small machine.
 const DOWNLOAD: u64 = 60_000_000;
+
+/// More than the lines carry while a test runs.
+const ENDLESS: u64 = 10_000_000_000;

@@ -11,8 +11,11 @@ use rand::RngExt;
 use shared::{
     community::weight::LineWeight,
     ids::{PathId, SessionId},
-    link::{CLOSE_LEAVING, CLOSE_MOVED, join::JoinError, renew::Standing, session::SessionHandle},
-    transfer::{control::Leaving, path::PathState},
+    link::{CLOSE_LEAVING, CLOSE_MOVED, CLOSE_OVER, join::JoinError, renew::Standing, session::SessionHandle},
+    transfer::{
+        control::{AbortCode, Leaving},
+        path::PathState,
+    },
 };
 use tokio::{
     sync::mpsc,
@@ -253,7 +256,9 @@ impl Joined {
         self.line.release();
         let mut count = self.session.path_count();
         tokio::select! {
-            _ = self.connection.closed() => {}
+            error = self.connection.closed() => if ends_session(&error) {
+                self.session.close(AbortCode::SessionLost, CLOSE_OVER, b"the session is over");
+            },
             _ = count.wait_for(|count| count.is_closed) => {}
         }
         tracing::info!(id = %self.id, "path of the session before is over");

@@ -232,6 +232,11 @@ pub enum AccountsError {
     /// The store holds what it can't.
     #[error("the member database is damaged ({0}): restore it from a backup")]
     Damaged(String),
+    /// PostgreSQL can't be reached, or lets nobody in.
+    #[error(
+        "no connection to PostgreSQL ({0}): does it run, and are the host, the database, the user and the password of --database, RECONST_DATABASE and PGPASSWORD right?"
+    )]
+    NoConnection(#[source] sqlx::Error),
     /// The store does not answer.
     #[error("the member database does not answer ({0}): is its disk full, another program holding it, or PostgreSQL down?")]
     Database(#[from] sqlx::Error),
@@ -241,9 +246,11 @@ impl From<AccountsError> for Failure {
     fn from(error: AccountsError) -> Self {
         let exit = match &error {
             AccountsError::Damaged(_) | AccountsError::TooOld { .. } => Exit::Data,
-            AccountsError::Database(_) | AccountsError::Claimed | AccountsError::NodeClaimed(_) | AccountsError::NodeOver => {
-                Exit::Unavailable
-            }
+            AccountsError::Database(_)
+            | AccountsError::NoConnection(_)
+            | AccountsError::Claimed
+            | AccountsError::NodeClaimed(_)
+            | AccountsError::NodeOver => Exit::Unavailable,
             AccountsError::LanEarns => Exit::Usage,
             _ => Exit::Config,
         };

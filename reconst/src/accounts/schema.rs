@@ -8,10 +8,10 @@ use std::{
 };
 
 use sqlx::{
-    Any, AnyConnection, Executor, Transaction,
+    Any, AnyConnection, Connection, Executor, Transaction,
     any::{AnyConnectOptions, AnyPoolOptions},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Accounts, AccountsError, Database,
@@ -24,6 +24,13 @@ use super::{
 pub(super) enum Backend {
     Sqlite,
     Postgres,
+}
+
+/// Connects once, and tells what is wrong if that fails: a pool says no more than that it has waited.
+async fn try_to_connect(options: &AnyConnectOptions) -> Result<(), AccountsError> {
+    let timed_out = |_| AccountsError::NoConnection(sqlx::Error::PoolTimedOut);
+    let connected = timeout(ACQUIRE_TIMEOUT, AnyConnection::connect_with(options)).await.map_err(timed_out)?;
+    connected.map_err(AccountsError::NoConnection)?.close().await.map_err(AccountsError::NoConnection)
 }
 
 impl Accounts {
@@ -42,6 +49,9 @@ impl Accounts {
             Database::Postgres(url) => (Backend::Postgres, url.clone()),
         };
         let options: AnyConnectOptions = url.parse()?;
+        if backend == Backend::Postgres {
+            try_to_connect(&options).await?;
+        }
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -125,3 +135,26 @@ const CONNECTIONS_MAX: u32 = 4;
 
 /// A session is refused rather than kept waiting for longer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_that_lets_nobody_in_is_told_with_its_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let database = Database::Postgres(format!("postgres://nobody@{}/none", listener.local_addr().expect("an address")));
+        let hanging_up = async {
+            loop {
+                drop(listener.accept().await);
+            }
+        };
+        let error = tokio::select! {
+            opened = Accounts::open(&database) => opened.map(drop).expect_err("nobody is let in"),
+            () = hanging_up => unreachable!("it goes on"),
+        };
+        assert!(matches!(&error, AccountsError::NoConnection(reason) if !matches!(reason, sqlx::Error::PoolTimedOut)), "{error}");
+    }
+}
