@@ -96,8 +96,11 @@ async fn spend(cluster: &mut Cluster, plan: &Plan, traffic: Traffic) -> anyhow::
         tokio::time::sleep(LOOK).await;
         spent.counted = used(cluster).await?.saturating_sub(before);
         spent.arrived = load.arrived(cluster);
-        if seen.0 != (spent.counted, spent.arrived) {
-            seen = ((spent.counted, spent.arrived), Instant::now());
+        let is_used_up = spent.counted + USED_UP_BYTES > quota;
+        // The last bytes are taken by flow after flow that can't go on with them, and given back.
+        let now = (if is_used_up { quota } else { spent.counted }, spent.arrived);
+        if seen.0 != now {
+            seen = (now, Instant::now());
         }
         if let Some((node, back_at)) = dead
             && Instant::now() >= back_at
@@ -122,7 +125,6 @@ async fn spend(cluster: &mut Cluster, plan: &Plan, traffic: Traffic) -> anyhow::
             cluster.cut_paths(spent.cuts as usize % lans).await?;
             spent.cuts += 1;
         }
-        let is_used_up = spent.counted + USED_UP_BYTES > quota;
         if dead.is_none() && seen.1.elapsed() > if is_used_up { QUIET_SHORT } else { QUIET_LONG } {
             break;
         }
