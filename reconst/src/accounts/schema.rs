@@ -57,10 +57,11 @@ impl Accounts {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(move |connection, _| {
                 Box::pin(async move {
-                    if backend == Backend::Sqlite {
-                        connection.execute(SQLITE_SETTINGS).await?;
-                    }
-                    Ok(())
+                    let settings = match backend {
+                        Backend::Sqlite => SQLITE_SETTINGS,
+                        Backend::Postgres => POSTGRES_SETTINGS,
+                    };
+                    connection.execute(settings).await.map(drop)
                 })
             })
             .connect_with(options)
@@ -129,6 +130,9 @@ fn percent_encoded(path: &[u8]) -> String {
 /// What others read meanwhile does not wait for writers, and what was committed survives a power cut. A command waits 5 s for another's
 /// transaction.
 const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
+
+/// What sqlx does again at each start, such as a table that it makes if there is none, is no news for the log. Warnings still are.
+const POSTGRES_SETTINGS: &str = "SET client_min_messages = warning";
 
 /// Lookups while sessions come up in crowds; one more is held to notice changes.
 const CONNECTIONS_MAX: u32 = 4;
