@@ -68,6 +68,7 @@ use crate::{
     dedicated::{DedicatedPorts, Holder, Noted, Protocol},
     egress::{Egress, udp},
     enrol::Enroller,
+    fair::FairRate,
     quota::{
         Keeper, Spending,
         meter::{FlowMeter, ParcelMeter},
@@ -186,6 +187,19 @@ impl Sessions {
             }
         }
         entry.handle.tell_roster(listed::encode(lines).into());
+    }
+
+    /// Has paths go by what is fair for them, by their sessions' incarnations, and tells it to their other ends.
+    pub(crate) fn set_fair_rates(&self, rates_by_session: &HashMap<u64, Vec<FairRate>>) {
+        if rates_by_session.is_empty() {
+            return;
+        }
+        let entries: Vec<_> = self.inner.lock().values().cloned().collect();
+        for entry in entries {
+            for rate in rates_by_session.get(&entry.incarnation).into_iter().flatten() {
+                entry.handle.set_fair_rates(rate.path, rate.down, rate.up);
+            }
+        }
     }
 
     /// Tells each session what its user may use and has, if that is news.

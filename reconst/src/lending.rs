@@ -140,6 +140,7 @@ mod tests {
                 min_rtt: Duration::ZERO,
                 queue: Duration::ZERO,
                 capacity: None,
+                fair_rate: None,
                 loss: 0.0,
                 in_flight_bytes: 0,
                 rounds: Default::default(),

@@ -14,6 +14,7 @@ pub mod dedicated;
 pub mod directory;
 pub mod egress;
 mod enrol;
+mod fair;
 mod lending;
 pub mod lines;
 mod metrics;

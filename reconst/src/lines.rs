@@ -1,8 +1,8 @@
 //! The lines' driver: what the sessions' paths say of the lines they run over, and what the sessions are told of them.
 //!
 //! Once a second: which lines carried traffic, how much, and whether they held a sender back, goes into the [`Rosters`]; a LAN's roster
-//! that has changed goes to its sessions, and the lines' weights with it; what the lines have lent goes to the quota's keeper. At once: a line that
-//! leaves is left by its paths.
+//! that has changed goes to its sessions, and the lines' weights with it; what is fair for each of the paths that fill a line together goes to
+//! those; what the lines have lent goes to the quota's keeper. At once: a line that leaves is left by its paths.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,6 +21,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 use crate::{
     accept::{SessionOverLines, Sessions},
     accounts::ledger,
+    fair::{FairRates, Filling, PathKey, fair_rates},
     lending::Lending,
     quota::Keeper,
     roster::{LineKey, Rosters},
@@ -44,6 +45,8 @@ struct Seen {
     full: u64,
     free: u64,
     told_full: u64,
+    is_full_up: bool,
+    is_full_down: bool,
 }
 
 /// A line's second.
@@ -98,6 +101,7 @@ impl Lines {
         let mut seen_by_path = HashMap::new();
         let mut told_by_session: HashMap<u64, u64> = HashMap::new();
         let mut version_by_lan: BTreeMap<LanId, u64> = BTreeMap::new();
+        let mut fair_before = FairRates::default();
         let mut measured_at = Instant::now();
         loop {
             tokio::select! {
@@ -106,7 +110,9 @@ impl Lines {
                     let seconds = now.saturating_duration_since(measured_at).as_secs_f64();
                     measured_at = now;
                     let over_lines = sessions.over_lines();
-                    self.measure(now, seconds, &over_lines, &mut seen_by_path);
+                    let fair = self.measure(now, seconds, &over_lines, &mut seen_by_path);
+                    sessions.set_fair_rates(&fair.news_after(&fair_before));
+                    fair_before = fair;
                     self.note_lent(&over_lines, &keeper);
                     for lan in self.lock().take_changed() {
                         *version_by_lan.entry(lan).or_default() += 1;
@@ -129,23 +135,41 @@ impl Lines {
         keeper.lend(lending.look(sessions, |key, remote| rosters.is_of_line(key, remote)));
     }
 
-    fn measure(&self, now: Instant, seconds: f64, sessions: &[SessionOverLines], seen_by_path: &mut HashMap<(u64, u32), Seen>) {
+    /// Notes what the paths say of the lines; gives what is fair for those of them that fill a line together.
+    fn measure(&self, now: Instant, seconds: f64, sessions: &[SessionOverLines], seen_by_path: &mut HashMap<PathKey, Seen>) -> FairRates {
         let mut second_by_line: BTreeMap<(&LineKey, IpAddr), Second> = BTreeMap::new();
         let mut seen_now = HashMap::with_capacity(seen_by_path.len());
-        for (incarnation, path) in sessions.iter().flat_map(|session| session.paths.iter().map(|path| (session.incarnation, path))) {
+        let (mut filling_up, mut filling_down) = (Vec::new(), Vec::new());
+        for (session, path) in sessions.iter().flat_map(|session| session.paths.iter().map(move |path| (session, path))) {
             let Some((line, remote)) = &path.line else { continue };
-            let id = (incarnation, path.status.path.0);
-            let now_seen = Seen::of(&path.status);
-            let before = seen_by_path.get(&id).copied().unwrap_or(now_seen);
+            let key = (session.incarnation, path.status.path);
+            let mut seen = Seen::of(&path.status);
+            let before = seen_by_path.get(&key).copied().unwrap_or(seen);
+            let (up_bytes, down_bytes) = seen.bytes_since(&before);
+            seen.note_fullness(&before);
             let second = second_by_line.entry((line, *remote)).or_default();
-            second.up_bytes += now_seen.received_bytes.saturating_sub(before.received_bytes);
-            second.down_bytes += now_seen.acked_bytes.saturating_sub(before.acked_bytes);
-            let (full, free) = (now_seen.full - before.full, now_seen.free - before.free);
-            second.is_full_down |= full > 0 && full >= free;
-            second.is_full_up |= now_seen.told_full > before.told_full;
-            seen_now.insert(id, now_seen);
+            second.up_bytes += up_bytes;
+            second.down_bytes += down_bytes;
+            second.is_full_up |= seen.is_full_up;
+            second.is_full_down |= seen.is_full_down;
+            let filling = |bytes: u64| Filling {
+                line: (line, *remote),
+                path: key,
+                account: session.account,
+                bytes_per_second: bytes as f64 / seconds.max(0.1),
+            };
+            // One that pauses for a moment is not forgotten at once.
+            filling_up.extend((seen.is_full_up || before.is_full_up).then(|| filling(up_bytes)));
+            filling_down.extend((seen.is_full_down || before.is_full_down).then(|| filling(down_bytes)));
+            seen_now.insert(key, seen);
         }
         *seen_by_path = seen_now;
+        self.note(now, seconds, second_by_line);
+        FairRates { up: fair_rates(filling_up), down: fair_rates(filling_down) }
+    }
+
+    /// Notes the lines' second.
+    fn note(&self, now: Instant, seconds: f64, second_by_line: BTreeMap<(&LineKey, IpAddr), Second>) {
         let mut rosters = self.lock();
         for ((key, remote), second) in second_by_line {
             if second.up_bytes > 0 {
@@ -192,7 +216,20 @@ impl Seen {
             full: status.rounds.full,
             free: status.rounds.free,
             told_full: status.counters.told_full,
+            is_full_up: false,
+            is_full_down: false,
         }
+    }
+
+    fn bytes_since(&self, before: &Self) -> (u64, u64) {
+        (self.received_bytes.saturating_sub(before.received_bytes), self.acked_bytes.saturating_sub(before.acked_bytes))
+    }
+
+    /// Whether the line has held its sender back since `before`.
+    fn note_fullness(&mut self, before: &Self) {
+        let (full, free) = (self.full.saturating_sub(before.full), self.free.saturating_sub(before.free));
+        self.is_full_down = full > 0 && full >= free;
+        self.is_full_up = self.told_full > before.told_full;
     }
 }
 

@@ -206,6 +206,36 @@ async fn one_relay_with_eight_lines_is_eight_paths() {
 }
 
 #[tokio::test]
+async fn users_who_fill_a_line_together_go_by_what_is_fair_both_ways() {
+    let neighbourhood = start(Plan::new(scene_of("[[line]]\ndown = '8M'\nup = '8M'\nrtt-ms = 10\n"))).await;
+    let other = neighbourhood.registrar().add_user(&"elm".parse().unwrap(), &"user2".parse().unwrap(), &Default::default()).await.unwrap();
+    let other_proxy = neighbourhood.add_proxy(&other, &[0]).await.unwrap();
+    within(other_proxy.wait_for_paths(1)).await.unwrap();
+    let load = |client: Client| {
+        let mut load = JoinSet::new();
+        load.spawn({
+            let client = client.clone();
+            async move { client.download(1 << 40, 1).await.map(drop) }
+        });
+        load.spawn(async move { client.upload(1 << 40, 1).await });
+        load
+    };
+    let of_first = load(neighbourhood.client());
+    let of_other = load(neighbourhood.client_of(Via::Socks5(other_proxy.address())));
+    let at_reconst = |user: &Profile| neighbourhood.reconst().unwrap().sessions().paths_of(&user.identity);
+    let down = |user| at_reconst(user).iter().find_map(|path| path.fair_rate);
+    let up = |proxy: &neighbourhood::neighbourhood::Proxy| proxy.status().paths.iter().find_map(|path| path.fair_rate_up);
+    until("what is fair is known", || {
+        let known = [down(neighbourhood.user()), down(&other), up(neighbourhood.proxy()).map(|_| 0.0), up(&other_proxy).map(|_| 0.0)];
+        known.iter().all(Option::is_some)
+    })
+    .await;
+    drop(of_other);
+    until("nobody else is known to fill the line", || down(neighbourhood.user()).is_none() && up(neighbourhood.proxy()).is_none()).await;
+    drop(of_first);
+}
+
+#[tokio::test]
 async fn eight_relays_on_one_pc_are_eight_paths() {
     let neighbourhood = start(Plan { finding: Finding::Told, relays_at_start: 1, ..Plan::new(unequal_scene()) }).await;
     let mut relays = Vec::new();

@@ -39,6 +39,8 @@ pub struct PathReport {
     pub queue_up_ms: f64,
     /// The line's rate towards `reconst` in bits per second, once measured.
     pub rate_up: Option<u64>,
+    /// What of that is fair while others fill the line as well, in bits per second, as far as `reconst` has said.
+    pub fair_rate_up: Option<u64>,
     /// The fraction of bytes lost lately towards `reconst`.
     pub loss_up: f64,
     /// Bytes sent over the line, acknowledgements and all.
@@ -53,6 +55,7 @@ pub struct PathReport {
 
 impl PathReport {
     pub(super) fn new(route: Route, status: &PathStatus) -> Self {
+        let bits = |bytes_per_second: f64| (bytes_per_second * 8.0) as u64;
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         Self {
             id: status.path.0,
@@ -67,7 +70,8 @@ impl PathReport {
             rtt_ms: milliseconds(status.rtt),
             min_rtt_ms: milliseconds(status.min_rtt),
             queue_up_ms: milliseconds(status.queue),
-            rate_up: status.capacity.map(|bytes_per_second| (bytes_per_second * 8.0) as u64),
+            rate_up: status.capacity.map(bits),
+            fair_rate_up: status.fair_rate.map(bits),
             loss_up: status.loss,
             up_bytes: status.counters.sent_bytes,
             down_bytes: status.counters.received_bytes,

@@ -238,6 +238,14 @@ impl SessionHandle {
         self.with(|state, _| state.core.tell_full(id));
     }
 
+    /// Goes by the rates, bytes per second, that are fair on a path: for what this end sends, and, once told, for what the other end does.
+    pub fn set_fair_rates(&self, id: PathId, own: Option<u64>, others: Option<u64>) {
+        self.with(|state, _| {
+            state.core.set_fair_rate(id, own);
+            state.core.tell_fair_rate(id, others);
+        });
+    }
+
     /// Follows a change of a path's weight.
     pub fn set_weight(&self, id: PathId, weight: LineWeight) {
         self.with(|state, _| state.core.set_weight(id, weight));

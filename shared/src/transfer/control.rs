@@ -9,6 +9,7 @@
 //! 0x12 full:   path             the path's line has held the sender of this message back for the last seconds
 //! 0x13 policy: policy (1)       how a proxy wants `reconst` to spread chunks: 1 adaptive, 2 wrr, 3 rr, 4 redundant
 //! 0x14 quotas: quotas           what the proxy's user may use and has, as `community::quota::told` writes it; replaces what was told before
+//! 0x15 fair:   path, rate       the rate that is fair for the proxy's sendings on the path, bytes per second; 0 if none is known
 //! ```
 //! A message of an unknown type is skipped, so that newer ends may say more.
 
@@ -64,6 +65,13 @@ pub enum Message {
         /// As [`crate::community::quota::told`] writes it.
         quotas: Bytes,
     },
+    /// The proxy's fair share of the line that a path runs over.
+    FairRate {
+        /// The path.
+        path: PathId,
+        /// Bytes per second, headers included; 0 if none is known.
+        rate: u64,
+    },
 }
 
 /// Why a path is to be left in order.
@@ -100,6 +108,7 @@ const QUOTAS: u8 = 0x14;
 const LEAVE: u8 = 0x11;
 const FULL: u8 = 0x12;
 const POLICY: u8 = 0x13;
+const FAIR_RATE: u8 = 0x15;
 
 impl Message {
     /// Appends the message.
@@ -142,6 +151,11 @@ impl Message {
                 body.put_u8(QUOTAS);
                 body.put_slice(quotas);
             }
+            Self::FairRate { path, rate } => {
+                body.put_u8(FAIR_RATE);
+                wire::put_varint(&mut body, u64::from(path.0));
+                wire::put_varint(&mut body, *rate);
+            }
         }
         wire::put_bytes(out, &body);
     }
@@ -171,6 +185,10 @@ impl Message {
                 4 => Some(Self::Policy { policy: Policy::Redundant }),
                 _ => None,
             }),
+            FAIR_RATE => {
+                let path = take_path(&mut body)?;
+                Ok(Some(Self::FairRate { path, rate: wire::take_varint(&mut body)? }))
+            }
             FULL => Ok(Some(Self::Full { path: take_path(&mut body)? })),
             LEAVE => {
                 let path = take_path(&mut body)?;
@@ -238,6 +256,7 @@ mod tests {
             Message::Policy { policy: Policy::WeightedRoundRobin },
             Message::Roster { lines: Bytes::from_static(b"lines") },
             Message::Quotas { quotas: Bytes::from_static(b"quotas") },
+            Message::FairRate { path: PathId(9), rate: 1 << 27 },
         ];
         let mut bytes = Vec::new();
         messages[0].encode(&mut bytes);

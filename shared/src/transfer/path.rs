@@ -56,6 +56,8 @@ pub struct PathStatus {
     pub queue: Duration,
     /// The line's rate towards the other end in bytes per second, headers included, once measured.
     pub capacity: Option<f64>,
+    /// What of that is fair for this end while others fill the line as well, likewise, if that is known.
+    pub fair_rate: Option<f64>,
     /// The fraction of bytes lost lately on the way to the other end.
     pub loss: f64,
     /// Bytes in flight, headers included.
@@ -303,6 +305,7 @@ impl Path {
             min_rtt: self.congestion.min_rtt(),
             queue: self.congestion.queue(),
             capacity: self.congestion.is_measured().then(|| self.congestion.capacity()),
+            fair_rate: self.congestion.fair_rate(),
             loss: self.congestion.loss(),
             in_flight_bytes: self.recovery.in_flight_bytes(),
             rounds: self.congestion.rounds(),

@@ -100,7 +100,7 @@ impl Congestion {
             }
             _ => {}
         }
-        self.look_for_others(now, queue, target);
+        self.look_for_others(now, queue, target.max(self.target_at(self.capacity)));
     }
 }
 

@@ -15,7 +15,8 @@
 //! * A queue that somebody else keeps (TCP Cubic, BBR) would leave such a sender with nothing: while there is one, the path competes for
 //!   its share ([`competition`]), and goes back as soon as nobody else keeps a queue.
 //! * Paths that share a line share it equally: the queue aimed at is the shorter the faster a path is, so that of two the faster gives way.
-//!   One that comes to a line which others fill over a long way takes its part of it at once ([`joining`]).
+//!   One that comes to a line which others fill over a long way takes its part of it at once ([`joining`]). Where `reconst` knows what each has
+//!   of a line and says so ([`Congestion::set_fair_rate`]), they go by that.
 //!
 //! Bytes here are whole packets, headers included. Which bytes are sent is not decided here.
 
@@ -70,6 +71,8 @@ pub struct Congestion {
     /// The most that the line gave lately while nobody else was seen on it.
     undisturbed: MaxFilter,
     joining: Option<Joining>,
+    /// See [`Self::set_fair_rate`].
+    fair_rate: Option<f64>,
     /// The least queues of the last rounds, and what was in flight at the end of the round before.
     floors: VecDeque<Floor>,
     in_flight_before: f64,
@@ -186,6 +189,7 @@ impl Congestion {
             patience: None,
             undisturbed: MaxFilter::default(),
             joining: None,
+            fair_rate: None,
             floors: VecDeque::new(),
             in_flight_before: 0.0,
             competition: None,
@@ -204,6 +208,11 @@ impl Congestion {
         }
         let pace = self.pace();
         self.pacer.ready(now, bytes as f64, pace).map_err(Some)
+    }
+
+    /// Goes by the rate that is the path's fair share of a line which others fill as well, in bytes per second; `None` if none are known to.
+    pub fn set_fair_rate(&mut self, rate: Option<f64>) {
+        self.fair_rate = rate.filter(|rate| *rate >= 1.0);
     }
 
     /// Notes that `bytes` left.
@@ -267,6 +276,11 @@ impl Congestion {
     pub fn capacity(&self) -> f64 {
         let guess = self.slow_start_window / self.smoothed_rtt.as_secs_f64().max(1e-3);
         if self.capacity == 0.0 { guess } else { self.capacity }
+    }
+
+    /// The fair rate that was told, in bytes per second.
+    pub fn fair_rate(&self) -> Option<f64> {
+        self.fair_rate
     }
 
     /// Whether the line's rate has been measured, not guessed.

@@ -36,6 +36,12 @@ const TARGET_ROUND_TRIPS: f64 = 0.06;
 const TARGET_EXPONENT: f64 = 0.5;
 const TARGET_FACTOR: (f64, f64) = (0.2, 8.0);
 
+/// The power of fair to own rate that the queue aimed at is multiplied with, within these factors, where the fair rate is known. Not more than
+/// so many times another rate is believed: the path may be held back elsewhere.
+const FAIR_EXPONENT: f64 = 2.0;
+const FAIR_FACTOR: (f64, f64) = (0.25, 4.0);
+const FAIR_RANGE: f64 = 4.0;
+
 /// What it comes near to, packets and jitter aside: in seconds, or as a part of the round trip if that is more. Paths that aimed at the
 /// very same would not become equal.
 const TARGET_MAX: f64 = 0.020;
@@ -70,8 +76,19 @@ impl Congestion {
         }
     }
 
+    /// The queue aimed at, in seconds.
+    ///
+    /// By its delay alone a path knows its share of the line only roughly: the least that it has seen, from which it reckons the queue, may have
+    /// held some of another's, or of the jitter. Who knows what is fair aims at what a path at that rate would, and at so much less or more that
+    /// such an error makes little difference.
     pub(super) fn target(&self) -> f64 {
-        self.target_at(self.capacity)
+        let Some(fair) = self.fair_rate else { return self.target_at(self.capacity) };
+        let capacity = self.capacity.max(1.0);
+        let fair = fair.clamp(capacity / FAIR_RANGE, capacity * FAIR_RANGE);
+        let jitter = self.jitter_allowance(fair);
+        let queue = self.target_at(fair) - jitter;
+        let factor = (fair / capacity).powf(FAIR_EXPONENT).clamp(FAIR_FACTOR.0, FAIR_FACTOR.1);
+        (queue * factor).min(self.most_queue().max(queue)) + jitter
     }
 
     /// The queue that a path aims at while it joins others.
@@ -86,9 +103,13 @@ impl Congestion {
         let factor = (TARGET_RATE / capacity).powf(TARGET_EXPONENT).clamp(TARGET_FACTOR.0, TARGET_FACTOR.1);
         let rtt = self.min_rtt().as_secs_f64();
         let queue = (TARGET_QUEUE + TARGET_ROUND_TRIPS * rtt) * factor;
-        let most = TARGET_MAX.max(TARGET_MAX_ROUND_TRIPS * rtt);
+        let most = self.most_queue();
         let bounded = queue * most / queue.hypot(most);
         bounded.max(packets) + self.jitter_allowance(capacity)
+    }
+
+    fn most_queue(&self) -> f64 {
+        TARGET_MAX.max(TARGET_MAX_ROUND_TRIPS * self.min_rtt().as_secs_f64())
     }
 
     fn jitter_allowance(&self, capacity: f64) -> f64 {

@@ -75,6 +75,8 @@ pub struct Session {
     leaves_owed: BTreeMap<PathId, Leaving>,
     /// Paths whose lines hold this end back.
     fulls_owed: BTreeSet<PathId>,
+    /// The other end's fair rates on its paths, bytes per second.
+    fair_rates_owed: BTreeMap<PathId, u64>,
     /// How the other end is to spread chunks.
     policy_owed: Option<Policy>,
     /// The LAN's roster to tell, the newest.
@@ -138,6 +140,7 @@ impl Session {
             aborts_owed: VecDeque::new(),
             leaves_owed: BTreeMap::new(),
             fulls_owed: BTreeSet::new(),
+            fair_rates_owed: BTreeMap::new(),
             policy_owed: None,
             roster_owed: None,
             roster: Bytes::new(),
@@ -169,6 +172,7 @@ impl Session {
         let Some(mut path) = self.paths.remove(&id) else { return };
         self.leaves_owed.remove(&id);
         self.fulls_owed.remove(&id);
+        self.fair_rates_owed.remove(&id);
         let pieces = path.recovery.give_up();
         self.requeue(&pieces);
     }
@@ -188,6 +192,20 @@ impl Session {
     pub fn tell_full(&mut self, id: PathId) {
         if self.paths.contains_key(&id) {
             self.fulls_owed.insert(id);
+        }
+    }
+
+    /// Goes by the rate, bytes per second, that is fair for what this end sends on a path; `None` if none is known.
+    pub fn set_fair_rate(&mut self, id: PathId, rate: Option<u64>) {
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.congestion.set_fair_rate(rate.map(|rate| rate as f64));
+        }
+    }
+
+    /// Tells the other end, which is a proxy, the rate that is fair for what it sends on a path; `None` if none is known.
+    pub fn tell_fair_rate(&mut self, id: PathId, rate: Option<u64>) {
+        if self.paths.contains_key(&id) {
+            self.fair_rates_owed.insert(id, rate.unwrap_or(0).min(VARINT_MAX));
         }
     }
 

@@ -116,8 +116,11 @@ impl Session {
                     self.quotas = quotas;
                     self.events.push_back(Event::Quotas);
                 }
+                Message::FairRate { path, rate } if self.side == Side::Proxy => {
+                    self.set_fair_rate(path, Some(rate).filter(|rate| *rate > 0));
+                }
                 // A proxy has none to tell.
-                Message::Roster { .. } | Message::Quotas { .. } => {}
+                Message::Roster { .. } | Message::Quotas { .. } | Message::FairRate { .. } => {}
                 Message::Abort { flow, code } => {
                     if self.flows.contains_key(&flow) {
                         self.abort_flow(flow, code);

@@ -39,6 +39,7 @@ impl Session {
             && self.aborts_owed.is_empty()
             && self.leaves_owed.is_empty()
             && self.fulls_owed.is_empty()
+            && self.fair_rates_owed.is_empty()
             && self.roster_owed.is_none()
             && self.quotas_owed.is_none()
             && self.policy_owed.is_none()
@@ -59,6 +60,11 @@ impl Session {
             && let Some(path) = self.fulls_owed.pop_first()
         {
             Message::Full { path }.encode(&mut bytes);
+        }
+        while bytes.len() < CONTROL_AHEAD as usize
+            && let Some((path, rate)) = self.fair_rates_owed.pop_first()
+        {
+            Message::FairRate { path, rate }.encode(&mut bytes);
         }
         if let Some(policy) = self.policy_owed.take() {
             Message::Policy { policy }.encode(&mut bytes);

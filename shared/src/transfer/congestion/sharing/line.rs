@@ -37,8 +37,14 @@ pub(super) struct Line {
     /// One way, seconds.
     delay: f64,
     queue_bytes: f64,
+    /// By how many seconds packets come later at most, each by another part of it, in their order all the same.
+    pub(super) jitter: f64,
+    random: u64,
+    last_arrival: f64,
     /// When the way becomes longer, and by how many seconds.
     pub(super) longer_at: Option<(f64, f64)>,
+    /// What paths are told of their fair rate each second: the mean of what they had in the last, times this.
+    pub(super) told: Option<f64>,
     /// When the rate changes, and its factor.
     pub(super) slower_at: Option<(f64, f64)>,
     start: Instant,
@@ -66,6 +72,8 @@ enum Event {
     /// All up to packet `1` of sender `0`, which came at `2` nanoseconds, are acknowledged.
     Acked(usize, u64, u64),
     Look,
+    /// Paths are told their fair rate.
+    Tell,
 }
 
 struct Sender {
@@ -81,6 +89,9 @@ struct Sender {
     ack_is_due: bool,
     will_wake: bool,
     arrived: Vec<u64>,
+    /// Bytes that have arrived since paths were told, and its full rounds then.
+    of_second: f64,
+    full_before: u64,
 }
 
 enum Kind {
@@ -96,7 +107,11 @@ impl Line {
             first_rate: rate,
             delay: rtt_ms as f64 / 2e3,
             queue_bytes: (rate * queue_ms as f64 / 1e3).max(16.0 * PACKET_BYTES),
+            jitter: 0.0,
+            random: 1,
+            last_arrival: 0.0,
             longer_at: None,
+            told: None,
             slower_at: None,
             start: Instant::now(),
             now: 0.0,
@@ -135,6 +150,8 @@ impl Line {
             ack_is_due: false,
             will_wake: false,
             arrived: Vec::new(),
+            of_second: 0.0,
+            full_before: 0,
         });
         self.delivered.push(0.0);
         self.schedule(starts_at, Event::Wake(place));
@@ -147,6 +164,7 @@ impl Line {
 
     pub(super) fn run(&mut self, counts_from: f64, until: f64) -> Report {
         self.schedule(0.0, Event::Look);
+        self.schedule(0.3, Event::Tell);
         while let Some(Reverse((at, _, event))) = self.events.pop() {
             self.now = at as f64 / 1e9;
             if self.now > until {
@@ -182,6 +200,10 @@ impl Line {
                 }
                 self.schedule(self.now + 0.005, Event::Look);
             }
+            Event::Tell => {
+                self.tell();
+                self.schedule(self.now + 1.0, Event::Tell);
+            }
             Event::Wake(place) => {
                 self.senders[place].will_wake = false;
                 self.send(place);
@@ -189,6 +211,23 @@ impl Line {
             Event::Arrival(place, number) => self.arrive(place, number),
             Event::AckDue(place) => self.acknowledge(place),
             Event::Acked(place, number, arrived_ns) => self.acked(place, number, arrived_ns as f64 / 1e9),
+        }
+    }
+
+    fn tell(&mut self) {
+        let of_second = |sender: &mut Sender| {
+            let Kind::Path(congestion) = &sender.kind else { return None };
+            let (full, bytes) = (congestion.rounds().full, std::mem::take(&mut sender.of_second));
+            let was_full = full > std::mem::replace(&mut sender.full_before, full);
+            Some(if was_full { bytes } else { 0.0 })
+        };
+        let rates: Vec<Option<f64>> = self.senders.iter_mut().map(of_second).collect();
+        let used: Vec<f64> = rates.iter().flatten().copied().filter(|rate| *rate > 0.0).collect();
+        let fair = self.told.map(|factor| factor * used.iter().sum::<f64>() / used.len().max(1) as f64);
+        for (sender, rate) in self.senders.iter_mut().zip(rates) {
+            if let Kind::Path(congestion) = &mut sender.kind {
+                congestion.set_fair_rate(fair.filter(|_| rate.is_some_and(|rate| rate > 0.0)));
+            }
         }
     }
 
@@ -223,7 +262,8 @@ impl Line {
             let backlog = (self.busy_until - self.now).max(0.0) * self.rate;
             if backlog + PACKET_BYTES <= self.queue_bytes {
                 self.busy_until = self.busy_until.max(self.now) + PACKET_BYTES / self.rate;
-                self.schedule(self.busy_until + self.delay, Event::Arrival(place, number));
+                self.last_arrival = self.last_arrival.max(self.busy_until + self.delay + self.jitter * self.part());
+                self.schedule(self.last_arrival, Event::Arrival(place, number));
             }
         }
     }
@@ -232,6 +272,7 @@ impl Line {
         self.delivered[place] += PACKET_BYTES;
         let now = self.now;
         let sender = &mut self.senders[place];
+        sender.of_second += PACKET_BYTES;
         sender.unacknowledged += 1;
         sender.last_arrival = (number, now);
         sender.arrived.push(number);
@@ -303,6 +344,14 @@ impl Line {
     fn schedule(&mut self, at: f64, event: Event) {
         self.events_made += 1;
         self.events.push(Reverse(((at.max(self.now) * 1e9).ceil() as u64, self.events_made, event)));
+    }
+
+    /// A number from 0 to 1 (xorshift64, Marsaglia 2003).
+    fn part(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random as f64 / u64::MAX as f64
     }
 
     fn instant(&self) -> Instant {

@@ -57,6 +57,41 @@ fn paths_over_a_long_way_become_equal_soon() {
     }
 }
 
+#[test]
+fn paths_that_are_told_share_also_a_line_that_jitters_and_a_long_one() {
+    for (rate, rtt, jitter_ms) in
+        [(40.0, 20, 3), (40.0, 20, 10), (10.0, 20, 10), (20.0, 80, 10), (100.0, 20, 10), (30.0, 160, 0), (5.0, 160, 0)]
+    {
+        for late in [0.0, 3.0, 7.0] {
+            let mut line = Line::new(rate, rtt, 100);
+            line.jitter = f64::from(jitter_ms) / 1e3;
+            line.told = Some(1.0);
+            line.add_path(0.0);
+            line.add_path(late);
+            let report = line.run(late + 5.0, late + 30.0);
+            assert!(
+                report.least() > 0.45 && report.sum() > 0.97,
+                "{rate} Mbit/s, {rtt} ms, jitter {jitter_ms} ms, {late} s late: {report:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_path_that_is_told_of_more_or_less_than_its_share_fills_its_line_all_the_same() {
+    for (rate, rtt) in [(40.0, 20), (2.0, 40), (100.0, 10), (20.0, 160)] {
+        for factor in [0.01, 0.5, 2.0, 100.0] {
+            let mut line = Line::new(rate, rtt, 100);
+            line.told = Some(factor);
+            line.add_path(0.0);
+            let report = line.run(5.0, 20.0);
+            let packets = Duration::from_secs_f64(8.0 * PACKET_BYTES / line.rate);
+            let queue = Duration::from_millis(25).max(Duration::from_millis(rtt) / 5).max(packets);
+            assert!(report.sum() > 0.95 && report.queue < queue, "{rate} Mbit/s, {rtt} ms, told {factor} of it: {report:?}");
+        }
+    }
+}
+
 /// Two paths on a line, for the 25 seconds that begin 5 after the second came.
 fn two_paths(rate: f64, rtt: u64, late: f64) -> Report {
     let mut line = Line::new(rate, rtt, 100);
