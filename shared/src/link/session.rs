@@ -3,9 +3,11 @@
 //! Whoever changes the core drains it before letting go of the lock: datagrams go to their connections (in order, since the lock is
 //! held), tasks whose flows moved are woken afterwards. The timer task does the same when the core asks for it.
 
+mod lock;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -36,11 +38,19 @@ pub struct SessionHandle {
 }
 
 struct Shared {
+    terms: Terms,
     state: Mutex<State>,
     /// Tells the timer task that the core's timeout has moved closer, or that the session is closed.
     timer_moved: Notify,
     /// The number of paths in service and joined; tells who waits for one.
     paths: watch::Sender<PathCount>,
+}
+
+/// What a core is made by.
+struct Terms {
+    side: Side,
+    policy: Policy,
+    limits: Limits,
 }
 
 /// How many paths a session has.
@@ -80,8 +90,9 @@ struct FlowWakers {
 impl SessionHandle {
     /// A session without paths. Its timer task runs until it is closed.
     pub fn new(side: Side, policy: Policy, limits: Limits) -> Self {
+        let terms = Terms { side, policy, limits };
         let state = State {
-            core: Session::new(Instant::now(), side, policy, limits),
+            core: terms.core(),
             connections: BTreeMap::new(),
             wakers_by_flow: HashMap::new(),
             opened: VecDeque::new(),
@@ -92,7 +103,7 @@ impl SessionHandle {
             is_closed: false,
             timer_at: None,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), timer_moved: Notify::new(), paths: watch::Sender::default() });
+        let shared = Arc::new(Shared { terms, state: Mutex::new(state), timer_moved: Notify::new(), paths: watch::Sender::default() });
         tokio::spawn(run_timer(shared.clone()));
         Self { shared }
     }
@@ -170,12 +181,12 @@ impl SessionHandle {
             }
             (std::mem::take(&mut state.connections), wakers)
         };
-        for connection in connections.into_values() {
-            connection.close(quinn::VarInt::from_u32(close_code), reason);
-        }
         wakers.into_iter().for_each(Waker::wake);
         self.shared.timer_moved.notify_one();
         self.shared.paths.send_replace(PathCount { is_closed: true, ..PathCount::default() });
+        for connection in connections.into_values() {
+            connection.close(quinn::VarInt::from_u32(close_code), reason);
+        }
     }
 
     /// Whether the session has been closed.
@@ -304,14 +315,11 @@ impl SessionHandle {
         }
         woken.into_iter().for_each(Waker::wake);
     }
+}
 
-    /// The state. Should the core ever panic, this session ends and the others go on.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(|poisoned| {
-            let mut state = poisoned.into_inner();
-            state.is_closed = true;
-            state
-        })
+impl Terms {
+    fn core(&self) -> Session {
+        Session::new(Instant::now(), self.side, self.policy, self.limits)
     }
 }
 
