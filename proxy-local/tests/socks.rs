@@ -46,6 +46,28 @@ async fn a_reset_passes_through_both_ways() {
     application.expect_reset().await;
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_application_whose_host_may_vanish_is_asked_whether_it_is_still_there() {
+    let (proxy, origin) = (Proxy::start().await, Origin::new().await);
+    let (application, _) = proxy.socks5("content.test", origin.address.port()).await;
+    let hex = |port: u16| format!("0100007F:{port:04X}");
+    let ends = [hex(proxy.address.port()), hex(application.0.local_addr().expect("connected").port())];
+    let timer = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+        let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.find(|row| row[1..3] == ends).expect("the proxy's end")[5].to_owned()
+    };
+    let keepalive_timer = "02:";
+    within(async {
+        // Until the application's system has acknowledged the reply, that one's timer runs.
+        while !timer().starts_with(keepalive_timer) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn every_refusal_has_its_reply_code() {
     let proxy = Proxy::start().await;

@@ -470,8 +470,9 @@ impl Inner {
         let id = stream.id();
         let port = self.dedicated.hold(holder, Protocol::Tcp, socket.local_addr()?.port(), Some(target.clone()));
         let (up, down) = FlowMeter::pair(account, &stream.watch());
+        let aborted = stream.aborted();
         // The pipe's socket is the content server's, so that what it reads there goes down.
-        let carried = metered_pipe(socket, Noted::new(stream, port), down, up).await?;
+        let carried = metered_pipe(socket, Noted::new(stream, port), down, up, aborted).await?;
         tracing::debug!(%target, %id, up = carried.down, down = carried.up, "flow over");
         Ok(())
     }

@@ -65,6 +65,22 @@ async fn a_dropped_stream_resets_the_other_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_is_told_to_who_neither_reads_nor_writes() {
+    let ends = Ends::connect(1).await;
+    let mut near = ends.proxy.open().expect("room for a flow");
+    near.write_all(b"half a reque").await.expect("the flow is open");
+    let far = within(ends.reconst.accept()).await.expect("the session is open");
+    let aborted = far.aborted();
+    drop(near);
+    within(aborted).await;
+    within(far.aborted()).await;
+    let other = ends.proxy.open().expect("room for a flow");
+    let aborted = other.aborted();
+    ends.proxy.close(AbortCode::SessionLost, 0, b"");
+    within(aborted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_had_come_before_a_reset_can_still_be_read() {
     let ends = Ends::connect(2).await;
     let mut near = ends.proxy.open().expect("room for a flow");

@@ -7,7 +7,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::atomic::Ordering,
-    time::Duration,
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -16,7 +15,6 @@ use shared::{
     target::{Host, Refusal, RefusalKind, Target},
     wire,
 };
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpStream, UdpSocket},
@@ -47,8 +45,6 @@ pub(super) fn begin<O: Outbound>(tcp: &TcpStream, port: u16, front: &Front<O>) -
         let socket = std::net::UdpSocket::bind(at)?;
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL);
-        SockRef::from(tcp).set_tcp_keepalive(&keepalive)?;
         std::io::Result::Ok((UdpSocket::from_std(socket)?, address, peer))
     };
     let (socket, address, peer) = associate().map_err(|error| Refusal::new(RefusalKind::General, format!("no UDP socket: {error}")))?;
@@ -165,10 +161,6 @@ const IPV6: u8 = 4;
 
 /// Of what is sent to an application: addresses, never names.
 const HEADER_BYTES_MAX: usize = 22;
-
-/// An application's PC that vanished without a word is noticed within 10 minutes.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(240);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use shared::service::Shutdown;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -79,7 +80,7 @@ async fn accept<O: Outbound>(
 }
 
 async fn connection<O: Outbound>(tcp: TcpStream, front: Arc<Front<O>>) {
-    let _ = tcp.set_nodelay(true);
+    let _ = prepare(&tcp);
     let mut first = [0];
     let peeked = tokio::select! {
         peeked = tokio::time::timeout(front.limits.handshake, tcp.peek(&mut first)) => peeked,
@@ -93,6 +94,12 @@ async fn connection<O: Outbound>(tcp: TcpStream, front: Arc<Front<O>>) {
         4 => socks4::serve(tcp, &front).await,
         _ => http::serve(tcp, front).await,
     }
+}
+
+fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(tcp).set_tcp_keepalive(&keepalive)
 }
 
 /// Closes a connection whose application was just told no. Closing with bytes unread would reset it, and the
@@ -141,3 +148,8 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// At most 64 KiB are read from an application that has its answer.
 const DISCARDED_READS_MAX: usize = 64;
+
+/// An application's PC that vanished without a word is noticed within 6 minutes, so that its flow does not stay for ever.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(240);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_RETRIES: u32 = 4;

@@ -7,8 +7,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Waits until the peer has all that was written, as long as it takes some of it now and then; gives what it never gets.
-pub(super) async fn drained(socket: &TcpStream) -> u64 {
+/// Waits until the peer has all that was written, as long as it takes some of it now and then, and not beyond `over_at`; gives what it never
+/// gets.
+pub(super) async fn drained(socket: &TcpStream, over_at: Instant) -> u64 {
     let (mut least, mut moved_at) = (u64::MAX, Instant::now());
     loop {
         let unacked = unacked_bytes(socket);
@@ -16,7 +17,7 @@ pub(super) async fn drained(socket: &TcpStream) -> u64 {
             (least, moved_at) = (unacked, Instant::now());
         }
         // A connection that its peer has reset has no peer any more.
-        if unacked == 0 || moved_at.elapsed() > DRAIN_TIME || socket.peer_addr().is_err() {
+        if unacked == 0 || moved_at.elapsed() > DRAIN_TIME || Instant::now() >= over_at || socket.peer_addr().is_err() {
             return unacked;
         }
         sleep(DRAIN_LOOK).await;
@@ -48,11 +49,15 @@ fn unacked_bytes(_socket: &TcpStream) -> u64 {
 /// How long a peer may take nothing: as long as a path may be silent that comes back.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 
+/// How long what an abort leaves may take altogether: 4 MiB, the most that Linux buffers, at 70 KB/s. The flow's place in its session is free by then, so
+/// that without a bound a peer that takes a byte every few seconds would let its user hold any number of sockets.
+pub(super) const DRAIN_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// How often that is looked at.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -72,7 +77,7 @@ mod tests {
                 read += peer.read(&mut buffer).await.expect("no reset");
             }
         });
-        assert_eq!(drained(&socket).await, 0);
+        assert_eq!(drained(&socket, Instant::now() + DRAIN_TIME_MAX).await, 0);
         drop(socket);
         reading.await.expect("all of it");
     }
@@ -85,11 +90,26 @@ mod tests {
         socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).expect("a socket");
         drop(peer);
         while socket.write(&[0]).await.is_ok() {}
-        assert!((1..=unacked).contains(&drained(&socket).await), "{unacked}");
+        assert!((1..=unacked).contains(&drained(&socket, Instant::now() + DRAIN_TIME_MAX).await), "{unacked}");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_little_at_a_time_is_not_waited_for_for_ever() {
+        let (mut socket, mut peer) = pair().await;
+        fill(&mut socket).await;
+        let reading = tokio::spawn(async move {
+            let mut some = vec![0; 1 << 16];
+            while peer.read_exact(&mut some).await.is_ok() {
+                sleep(DRAIN_LOOK).await;
+            }
+        });
+        assert!(drained(&socket, Instant::now() + 10 * DRAIN_LOOK).await > 0);
+        drop(socket);
+        reading.await.expect("no panic");
     }
 
     /// Writes until nothing more fits.
-    async fn fill(socket: &mut TcpStream) -> usize {
+    pub(in crate::link) async fn fill(socket: &mut TcpStream) -> usize {
         let (piece, mut written) = (vec![7; 1 << 16], 0);
         while let Ok(result) = tokio::time::timeout(Duration::from_millis(100), socket.write(&piece)).await {
             written += result.expect("a peer");
@@ -97,7 +117,7 @@ mod tests {
         written
     }
 
-    async fn pair() -> (TcpStream, TcpStream) {
+    pub(in crate::link) async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let connecting = TcpStream::connect(listener.local_addr().expect("bound"));
         let (connected, accepted) = tokio::join!(connecting, listener.accept());

@@ -7,13 +7,14 @@ mod lock;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    convert::Infallible,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::stream::FlowStream;
 use crate::{
@@ -85,6 +86,8 @@ struct FlowWakers {
     reader: Option<Waker>,
     writer: Option<Waker>,
     parcel_reader: Option<Waker>,
+    /// Dropped when the flow is aborted.
+    watcher: Option<oneshot::Sender<Infallible>>,
 }
 
 impl SessionHandle {
@@ -336,6 +339,15 @@ impl State {
         self.wakers_by_flow.entry(id).or_default().parcel_reader = Some(context.waker().clone());
     }
 
+    /// Has the flow's abort, or the session's end, drop what the receiver waits for. The one before waits no more.
+    pub(super) fn watch_for_abort(&mut self, id: FlowId) -> oneshot::Receiver<Infallible> {
+        let (sender, receiver) = oneshot::channel();
+        if !self.is_closed && !self.core.is_aborted(id) {
+            self.wakers_by_flow.entry(id).or_default().watcher = Some(sender);
+        }
+        receiver
+    }
+
     pub(super) fn release(&mut self, id: FlowId) {
         self.core.release(id);
         self.wakers_by_flow.remove(&id);
@@ -374,6 +386,7 @@ impl State {
                     leaving.insert(id, why);
                 }),
                 Event::Parcel(id) => woken.extend(self.wakers_by_flow.get_mut(&id).and_then(|flow| flow.parcel_reader.take())),
+                Event::Aborted(id) => drop(self.wakers_by_flow.get_mut(&id).and_then(|flow| flow.watcher.take())),
                 Event::Path(id, path_state) => {
                     tracing::debug!(%id, ?path_state, "path");
                     paths_changed = true;

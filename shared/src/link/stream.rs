@@ -42,6 +42,14 @@ impl FlowStream {
         self.id
     }
 
+    /// Waits until the flow is aborted by the other end or with its session, whether or not anybody reads or writes it. Of several waits the last
+    /// counts.
+    pub fn aborted(&self) -> impl Future<Output = ()> + Send + 'static {
+        let id = self.id;
+        let abort = self.session.with(|state, _| state.watch_for_abort(id));
+        async move { drop(abort.await) }
+    }
+
     /// A look at what becomes of what is written, for whoever accounts for it. Keeps the session's state, not the flow.
     pub fn watch(&self) -> FlowWatch {
         FlowWatch { session: self.session.clone(), id: self.id }

@@ -278,7 +278,13 @@ impl<'a> Run<'a> {
             }
             Event::Readable(flow) if side == Side::Reconst => self.serve(flow),
             Event::Readable(flow) => self.take_answer(flow),
-            Event::Writable(_) | Event::Parcel(_) | Event::Path(..) | Event::Leave(..) | Event::Roster | Event::Quotas => {}
+            Event::Writable(_)
+            | Event::Parcel(_)
+            | Event::Aborted(_)
+            | Event::Path(..)
+            | Event::Leave(..)
+            | Event::Roster
+            | Event::Quotas => {}
         }
     }
 

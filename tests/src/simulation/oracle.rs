@@ -320,7 +320,7 @@ impl<'a> Play<'a> {
                 Some(correspondent) => correspondent.receive(self.world.end(side)).map_err(Violation::Bytes),
                 None => Ok(()),
             },
-            Event::Path(..) | Event::Leave(..) | Event::Roster | Event::Quotas => Ok(()),
+            Event::Aborted(_) | Event::Path(..) | Event::Leave(..) | Event::Roster | Event::Quotas => Ok(()),
         }
     }
 

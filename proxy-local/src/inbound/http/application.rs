@@ -14,7 +14,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
@@ -38,13 +38,6 @@ impl ApplicationIo {
 
     fn tcp(&self) -> &TcpStream {
         self.tcp.as_ref().expect("only `into_tcp`, which consumes it, takes the socket out")
-    }
-}
-
-/// Waits for the application's reset.
-pub(super) async fn reset_of(tcp: &TcpStream) {
-    if tcp.ready(Interest::ERROR).await.is_err() {
-        std::future::pending().await
     }
 }
 

@@ -24,12 +24,15 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::{Method, Request, Response, body::Incoming, header::PROXY_AUTHORIZATION, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use shared::target::{Refusal, Target};
+use shared::{
+    link::tcp::reset_of,
+    target::{Refusal, Target},
+};
 use tokio::net::TcpStream;
 
 use super::Front;
 use crate::outbound::Outbound;
-use application::{ApplicationIo, reset_of};
+use application::ApplicationIo;
 use origins::Origins;
 use tunnel::Tunnel;
 

@@ -308,6 +308,11 @@ impl Session {
         Read::Bytes(bytes)
     }
 
+    /// Whether a flow was aborted, or is none of this session.
+    pub fn is_aborted(&self, id: FlowId) -> bool {
+        self.flows.get(&id).is_none_or(|flow| flow.aborted.is_some())
+    }
+
     /// Lets go of a flow: the session finishes it alone if both halves were brought to their end, else aborts it.
     pub fn release(&mut self, id: FlowId) {
         let Some(flow) = self.flows.get_mut(&id) else { return };

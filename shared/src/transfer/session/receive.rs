@@ -145,6 +145,7 @@ impl Session {
         self.events.push_back(Event::Readable(id));
         self.events.push_back(Event::Writable(id));
         self.events.push_back(Event::Parcel(id));
+        self.events.push_back(Event::Aborted(id));
         self.forget_if_over(id);
     }
 

@@ -92,6 +92,8 @@ pub enum Event {
     Writable(FlowId),
     /// A parcel arrived.
     Parcel(FlowId),
+    /// The flow is aborted, other than by [`super::Session::release`].
+    Aborted(FlowId),
     /// A path's state changed.
     Path(PathId, PathState),
     /// The other end asks to leave the path.
