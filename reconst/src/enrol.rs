@@ -22,6 +22,7 @@ use shared::{
         CLOSE_LEAVING, CLOSE_PROTOCOL,
         enrol::{self, EnrolError},
     },
+    service::Failure,
     target::Target,
 };
 use tokio::time::timeout;
@@ -44,7 +45,6 @@ pub(crate) struct Enroller {
 struct Inner {
     accounts: Accounts,
     authority: Authority,
-    public: Vec<Target>,
     gates: Mutex<Gates>,
 }
 
@@ -55,10 +55,10 @@ struct Gates {
 }
 
 impl Enroller {
-    /// An enroller that tells members to reach `reconst` at `public`.
-    pub(crate) fn new(accounts: Accounts, authority: Authority, public: Vec<Target>) -> Self {
+    /// An enroller for the members of `accounts`.
+    pub(crate) fn new(accounts: Accounts, authority: Authority) -> Self {
         let gates = Mutex::new(Gates { all: Gate::default(), by_source: [Gate::default(); SOURCE_SLOTS] });
-        Self { inner: Arc::new(Inner { accounts, authority, public, gates }) }
+        Self { inner: Arc::new(Inner { accounts, authority, gates }) }
     }
 
     /// Answers the one request of a stranger.
@@ -115,20 +115,22 @@ impl Inner {
     }
 
     async fn redeem(&self, redeeming: Redeeming, remote: SocketAddr) -> EnrolReply {
-        let redeemed = match provision::member_validity(&self.accounts).await {
-            Ok(validity) => {
-                let certify = |identity: &_| self.certify(identity, redeeming.public_key, validity);
-                self.accounts.redeem(redeeming, certify).await
-            }
-            Err(failure) => Err(EnrolDenied::Unavailable(Box::new(failure))),
-        };
-        match redeemed {
-            Ok(enrolled) => {
+        match self.enrolled(redeeming).await {
+            Ok((reconst, enrolled)) => {
                 tracing::info!(member = %enrolled.identity, invite = redeeming.number, %remote, "joined");
-                EnrolReply::Issued(Issued { reconst: self.public.clone(), ..issued(enrolled) })
+                EnrolReply::Issued(Issued { reconst, ..issued(enrolled) })
             }
             Err(denied) => refusal(denied, remote, "invite refused"),
         }
+    }
+
+    /// Who has joined, and where it reaches `reconst`: at all nodes there are now.
+    async fn enrolled(&self, redeeming: Redeeming) -> Result<(Vec<Target>, Enrolled), EnrolDenied> {
+        let unavailable = |failure: Failure| EnrolDenied::Unavailable(Box::new(failure));
+        let validity = provision::member_validity(&self.accounts).await.map_err(unavailable)?;
+        let public = provision::public(&self.accounts).await.map_err(unavailable)?;
+        let certify = |identity: &_| self.certify(identity, redeeming.public_key, validity);
+        Ok((public, self.accounts.redeem(redeeming, certify).await?))
     }
 
     async fn renew(&self, certificate: &CertificateDer<'_>, public_key: [u8; 32], remote: SocketAddr) -> EnrolReply {

@@ -36,7 +36,6 @@ use crate::{
 pub struct Registrar {
     accounts: Accounts,
     authority: Authority,
-    public: Vec<Target>,
 }
 
 /// The login port unless `reconst init` says another.
@@ -81,7 +80,7 @@ impl Registrar {
         accounts.set_setting(PUBLIC, &written).await?;
         accounts.set_setting(LOGIN_PORT, &login_port.to_string()).await?;
         accounts.set_setting(SERVER_EXPIRES_AT, &server.expires_at.unix_timestamp().to_string()).await?;
-        Ok(Self { accounts, authority, public })
+        Ok(Self { accounts, authority })
     }
 
     /// Opens the state that [`Registrar::init`] made.
@@ -100,17 +99,15 @@ impl Registrar {
         let state = StateDir::open(state)?;
         let kept = state.database()?;
         let accounts = Accounts::open(database.unwrap_or(&kept)).await?;
-        let public = public(&accounts).await?;
-        Ok(Self { accounts, authority: state.authority()?, public })
+        Ok(Self { accounts, authority: state.authority()? })
     }
 
     /// A registrar of the state in `state`, whose accounts are open already.
     ///
     /// # Errors
     /// If the state is damaged.
-    pub(crate) async fn of(state: &StateDir, accounts: Accounts) -> Result<Self, Failure> {
-        let public = public(&accounts).await?;
-        Ok(Self { accounts, authority: state.authority()?, public })
+    pub(crate) fn of(state: &StateDir, accounts: Accounts) -> Result<Self, Failure> {
+        Ok(Self { accounts, authority: state.authority()? })
     }
 
     /// This registrar, with changes logged as `actor`'s.
@@ -137,7 +134,7 @@ impl Registrar {
         }
         let expires_at = server.expires_at.unix_timestamp().to_string();
         self.accounts.set_setting(&server_expires_at(Some(&node.name)), &expires_at).await?;
-        let public = self.public.iter().chain([&node.public]).map(Target::to_string).collect::<Vec<_>>().join(" ");
+        let public = public(&self.accounts).await?.iter().chain([&node.public]).map(Target::to_string).collect::<Vec<_>>().join(" ");
         Ok(self.accounts.set_setting(PUBLIC, &public).await?)
     }
 
@@ -149,7 +146,8 @@ impl Registrar {
         let view = self.accounts.nodes().await?;
         self.accounts.remove_node(name).await?;
         let Some(node) = view.nodes.iter().find(|node| node.name == *name) else { return Ok(()) };
-        let rest: Vec<String> = self.public.iter().filter(|public| **public != node.public).map(Target::to_string).collect();
+        let public = public(&self.accounts).await?;
+        let rest: Vec<String> = public.iter().filter(|public| **public != node.public).map(Target::to_string).collect();
         if !rest.is_empty() {
             self.accounts.set_setting(PUBLIC, &rest.join(" ")).await?;
         }
@@ -203,9 +201,10 @@ impl Registrar {
         let (number, secret) = (rand::random_range(1..=i32::MAX as u32), InviteSecret(rand::random()));
         let authority = tls::certificate("authority's certificate", self.authority.certificate_pem());
         let authority = authority.map_err(|error| Failure::new(Exit::Data, error.to_string()))?;
+        let public = public(&self.accounts).await?;
         let invited = self.accounts.invite(invitation, number, &secret).await?;
         let invite = Invite {
-            reconst: self.public.iter().take(TARGETS_MAX).cloned().collect(),
+            reconst: public.into_iter().take(TARGETS_MAX).collect(),
             role: invitation.role,
             lan: invited.identity.lan,
             number,
@@ -230,14 +229,14 @@ impl Registrar {
     async fn add_member(&self, lan: &Name, role: Role, name: &Name, limits: &Limits) -> Result<Profile, Failure> {
         let lan = self.accounts.lan(lan).await?;
         let identity = Identity { name: name.clone(), role, lan: lan.id };
-        let validity = member_validity(&self.accounts).await?;
+        let (validity, public) = (member_validity(&self.accounts).await?, public(&self.accounts).await?);
         let issued = self.authority.issue_member(&identity, validity).map_err(no_randomness)?;
         let first = IssuedTo { der: &issued.certificate_der, expires_at: issued.expires_at };
         self.accounts.add_member(&lan.name, &identity, limits, first).await?;
         Ok(Profile {
             identity,
             lan_name: lan.name,
-            reconst: self.public.clone(),
+            reconst: public,
             certificate_pem: issued.certificate_pem,
             key_pem: issued.key_pem,
             authority_pem: self.authority.certificate_pem().into(),
@@ -393,6 +392,26 @@ mod tests {
         let change = tokio::time::timeout(std::time::Duration::from_secs(20), changes.next()).await.expect("noticed in time");
         assert!(change.touches_lans() && !change.touches_members(), "{change:?}");
         following.abort();
+    }
+
+    #[tokio::test]
+    async fn members_are_told_the_nodes_that_another_program_has_added_and_removed() {
+        let neighbourhood = Neighbourhood::new().await;
+        let (registrar, elm) = (&neighbourhood.registrar, name("elm"));
+        let other = Registrar::open(neighbourhood.scratch.path().join("state").as_path()).await.expect("the same state");
+        let written = "127.0.0.1:10000 127.0.0.2:10000 127.0.0.3:10000";
+        other.accounts().set_setting(PUBLIC, written).await.expect("as `node add` does");
+        let told = async |user: &str| {
+            let profile = registrar.add_user(&elm, &name(user), &Limits::default()).await.expect("a new user");
+            profile.reconst.iter().map(Target::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(told("ann").await, written);
+        if registrar.accounts().takes_several_nodes() {
+            let public = "127.0.0.2:10000".parse().expect("an address");
+            other.accounts().add_node(&name("node2"), &public).await.expect("a node");
+            registrar.remove_node(&name("node2")).await.expect("a node");
+            assert_eq!(told("bob").await, "127.0.0.1:10000 127.0.0.3:10000", "the others stay");
+        }
     }
 
     #[tokio::test]

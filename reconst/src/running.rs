@@ -81,10 +81,15 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let accounts = Accounts::open(config.database.as_ref().unwrap_or(&kept)).await.map_err(Failure::from)?;
     let claim = state.claim()?;
     let identity = state.node()?;
+    let login_port = match (config.login_port_override, &identity) {
+        (Some(port), _) => port,
+        (None, Some(node)) => node.public.port,
+        (None, None) => provision::login_port(&accounts).await?,
+    };
     provision::renew_server_certificate(&state, &accounts, identity.as_ref().map(|node| &node.name)).await?;
     let (authority, server) = (state.authority_pem()?, state.server_certificate()?);
     let unusable = |error| Failure::new(Exit::Data, format!("the certificates in {}: {error}", config.state_dir.display()));
-    let enroller = Enroller::new(accounts.clone(), state.authority()?, provision::public(&accounts).await?);
+    let enroller = Enroller::new(accounts.clone(), state.authority()?);
 
     let admin = match config.admin {
         Some(address) => Some(admin::bind(address).await?),
@@ -114,10 +119,6 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
     let (dedicated, udp_idle) = (DedicatedPorts::recorded(records), config.udp_idle);
     let sessions = Sessions::new(accounts.clone(), keeper.clone(), egress, enroller.clone(), dedicated, config.scheduler, udp_idle);
 
-    let login_port = match config.login_port_override {
-        Some(port) => port,
-        None => provision::login_port(&accounts).await?,
-    };
     let secret = state.shared_secret()?;
     let login_at = SocketAddr::new(config.bind, login_port);
     let login_failure = |error| bind_failure(login_at, "--bind", &error);
@@ -173,7 +174,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
             move || figures(&sessions, &keeper, &directory, &data_addresses, nodes.as_ref())
         };
         let api = Api {
-            registrar: Registrar::of(&state, accounts.clone()).await?.acting_as("api"),
+            registrar: Registrar::of(&state, accounts.clone())?.acting_as("api"),
             sessions: sessions.clone(),
             keeper: keeper.clone(),
             figures: Box::new(figures),

@@ -249,7 +249,7 @@ impl Bench {
         let keeper = Keeper::new(accounts.clone(), None, None);
         let egress = Egress::new(Vec::new(), Vec::new());
         let (authority, _) = Authority::create("isp.example").expect("a key");
-        let enroller = Enroller::new(accounts.clone(), authority, Vec::new());
+        let enroller = Enroller::new(accounts.clone(), authority);
         let (dedicated, policy) = (DedicatedPorts::default(), Policy::default());
         let sessions = Sessions::new(accounts, keeper.clone(), egress, enroller, dedicated, policy, IDLE_TIME);
         let (registrar, figures) = (registrar.acting_as("api"), Box::new(Figures::default));
