@@ -22,7 +22,7 @@ use super::{
     lent::lent_of,
     nodes::{CLOCK_MS, Registration, millis},
     number,
-    usage::{ROWS_PER_STATEMENT, parameters, stored, used_of},
+    usage::{ROWS_PER_STATEMENT, parameters, stored, tuples, used_of},
 };
 
 /// What a node has counted, and what it wants.
@@ -169,8 +169,7 @@ async fn elsewhere(
     asked: &[(Spender, &Asks)],
 ) -> Result<HashMap<Spender, Elsewhere>, AccountsError> {
     let Book { key, usage, node_usage, .. } = book;
-    let pairs: Vec<String> = (0..asked.len()).map(|row| format!("(${}, ${})", row * 2 + 3, row * 2 + 4)).collect();
-    let pairs = pairs.join(", ");
+    let pairs = tuples(3, asked.len(), 2);
     let sql = format!(
         "SELECT u.{key}, u.up_bytes, u.down_bytes, CAST(0 AS BIGINT) FROM {usage} u WHERE (u.{key}, u.period_start) IN ({pairs})
          UNION ALL
@@ -228,12 +227,11 @@ async fn write_rows(
     }
     let rows: Vec<_> = rows.into_iter().collect();
     for some in rows.chunks(ROWS_PER_STATEMENT) {
-        let values: Vec<String> = (0..some.len()).map(|row| format!("({})", parameters(row * 6 + 1, 6))).collect();
         let sql = format!(
             "INSERT INTO {node_usage} ({key}, period_start, node_key, up_bytes, down_bytes, leased_bytes) VALUES {}
              ON CONFLICT ({key}, period_start, node_key) DO UPDATE SET
              up_bytes = excluded.up_bytes, down_bytes = excluded.down_bytes, leased_bytes = excluded.leased_bytes",
-            values.join(", ")
+            tuples(1, some.len(), 6)
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
         for ((spender, period), (used, leased)) in some {

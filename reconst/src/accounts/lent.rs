@@ -19,7 +19,7 @@ use super::{
     Accounts, AccountsError, MemberId, number, parsed,
     registry::now,
     report::period,
-    usage::{ROWS_PER_STATEMENT, parameters, stored, used_of},
+    usage::{ROWS_PER_STATEMENT, stored, tuples, used_of},
 };
 
 /// Payload that lines have carried, by the relay's LAN and name, and the account that it was spent from.
@@ -52,11 +52,10 @@ impl Accounts {
             return Ok(accounts);
         }
         for some in rows.chunks(ROWS_PER_STATEMENT) {
-            let values: Vec<String> = (0..some.len()).map(|row| format!("({})", parameters(row * 4 + 1, 4))).collect();
             let sql = format!(
                 "INSERT INTO lent (member_id, period_start, up_bytes, down_bytes) VALUES {} ON CONFLICT (member_id, period_start) DO UPDATE SET
                  up_bytes = lent.up_bytes + excluded.up_bytes, down_bytes = lent.down_bytes + excluded.down_bytes",
-                values.join(", ")
+                tuples(1, some.len(), 4)
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for ((account, start), lent) in some {
@@ -106,14 +105,13 @@ impl Accounts {
 
     /// The account of each relay's owner, and since when its periods are counted; a relay of nobody's is left out.
     async fn owners(&self, relays: &[(LanId, &Name)]) -> Result<Vec<((LanId, Name), (MemberId, UnixSeconds))>, AccountsError> {
-        let pairs: Vec<String> = (0..relays.len()).map(|row| format!("({})", parameters(row * 2 + 1, 2))).collect();
         let sql = format!(
             "SELECT l.lan_id, m.name, a.member_id, a.created_at
              FROM members m JOIN lans l ON l.lan_key = m.lan_key JOIN members o ON o.member_id = m.owner_id
              JOIN members a ON a.member_id = coalesce(o.account_of, o.member_id)
              WHERE m.role = 'relay' AND m.removed_at IS NULL AND l.removed_at IS NULL AND o.removed_at IS NULL
              AND (l.lan_id, m.name) IN (VALUES {})",
-            pairs.join(", ")
+            tuples(1, relays.len(), 2)
         );
         let mut query = sqlx::query_as(AssertSqlSafe(sql));
         for (lan, relay) in relays {
@@ -132,8 +130,7 @@ pub(super) async fn lent_of<'e>(
     store: impl Executor<'e, Database = Any>,
     asked: &[(MemberId, UnixSeconds)],
 ) -> Result<BTreeMap<MemberId, Used>, AccountsError> {
-    let pairs: Vec<String> = (0..asked.len()).map(|row| format!("({})", parameters(row * 2 + 1, 2))).collect();
-    let sql = format!("SELECT member_id, up_bytes, down_bytes FROM lent WHERE (member_id, period_start) IN (VALUES {})", pairs.join(", "));
+    let sql = format!("SELECT member_id, up_bytes, down_bytes FROM lent WHERE (member_id, period_start) IN (VALUES {})", tuples(1, asked.len(), 2));
     let mut query = sqlx::query_as(AssertSqlSafe(sql));
     for (account, start) in asked {
         query = query.bind(account.0).bind(start.0);

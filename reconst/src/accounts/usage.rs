@@ -40,7 +40,7 @@ impl Accounts {
         let Book { key, usage, node_usage, .. } = book;
         let mut used_by_key = BTreeMap::new();
         for some in asked.chunks(ROWS_PER_STATEMENT) {
-            let pairs = (0..some.len()).map(|row| format!("(${}, ${})", row * 2 + 1, row * 2 + 2)).collect::<Vec<_>>().join(", ");
+            let pairs = tuples(1, some.len(), 2);
             let counted =
                 |table| format!("SELECT {key}, up_bytes, down_bytes FROM {table} WHERE ({key}, period_start) IN (VALUES {pairs})");
             let sql = format!(
@@ -69,11 +69,10 @@ impl Accounts {
         let mut transaction = self.write_unnoticed().await?;
         for some in users.chunks(ROWS_PER_STATEMENT).chain(lans.chunks(ROWS_PER_STATEMENT)) {
             let Book { key, usage, .. } = some[0].0.book();
-            let rows = (0..some.len()).map(|row| row * 4).map(|n| format!("(${}, ${}, ${}, ${})", n + 1, n + 2, n + 3, n + 4));
             let sql = format!(
                 "INSERT INTO {usage} ({key}, period_start, up_bytes, down_bytes) VALUES {}
                  ON CONFLICT ({key}, period_start) DO UPDATE SET up_bytes = excluded.up_bytes, down_bytes = excluded.down_bytes",
-                rows.collect::<Vec<_>>().join(", ")
+                tuples(1, some.len(), 4)
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for (spender, start, used) in some {
@@ -182,6 +181,12 @@ pub(super) fn stored(value: u64) -> i64 {
 /// The places of so many parameters, from the one of that number on.
 pub(super) fn parameters(first: usize, count: usize) -> String {
     (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The places of so many rows of parameters, from the one of that number on.
+pub(super) fn tuples(first: usize, rows: usize, columns: usize) -> String {
+    let tuple = |row| format!("({})", parameters(first + row * columns, columns));
+    (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
 }
 
 /// At most six numbers each; SQLite takes 32,766 a statement, and preparing one costs more the longer it is.
