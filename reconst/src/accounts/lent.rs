@@ -37,19 +37,19 @@ pub struct LentBatch {
 }
 
 impl Accounts {
-    /// Adds what was lent to the periods that `time` lies in, all of it or nothing; gives the accounts that it was added to.
+    /// Adds what was lent to the periods that `time` lies in, all of it or nothing; gives those of the accounts that earn by it.
     ///
     /// # Errors
     /// If the store does not answer, perhaps after it has added it: the same batch may be sent again.
     pub async fn add_lent(&self, batch: &LentBatch, time: UnixSeconds) -> Result<Vec<MemberId>, AccountsError> {
-        let rows: Vec<((MemberId, UnixSeconds), Used)> = self.lent_to_others(&batch.lent, time).await?.into_iter().collect();
-        let accounts = rows.iter().map(|((account, _), _)| *account).collect();
+        let (rows, earners) = self.lent_to_others(&batch.lent, time).await?;
+        let rows: Vec<((MemberId, UnixSeconds), Used)> = rows.into_iter().collect();
         if rows.is_empty() {
-            return Ok(accounts);
+            return Ok(earners);
         }
         let mut transaction = self.write_unnoticed().await?;
         if !is_new(&mut transaction, batch).await? {
-            return Ok(accounts);
+            return Ok(earners);
         }
         for some in rows.chunks(ROWS_PER_STATEMENT) {
             let sql = format!(
@@ -64,7 +64,7 @@ impl Accounts {
             query.execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
-        Ok(accounts)
+        Ok(earners)
     }
 
     /// What was lent by each of these accounts' users in the period that began then, as far as something was.
@@ -79,8 +79,8 @@ impl Accounts {
         Ok(lent_by_account)
     }
 
-    /// By account and the beginning of its period, in one order, so that no two servers wait for each other.
-    async fn lent_to_others(&self, lent: &Lent, time: UnixSeconds) -> Result<BTreeMap<(MemberId, UnixSeconds), Used>, AccountsError> {
+    /// By account and the beginning of its period, in one order, so that no two servers wait for each other; and who earns by it.
+    async fn lent_to_others(&self, lent: &Lent, time: UnixSeconds) -> Result<(LentByPeriod, Vec<MemberId>), AccountsError> {
         let mut relays: Vec<(LanId, &Name)> = lent.keys().map(|(lan, relay, _)| (*lan, relay)).collect();
         relays.dedup();
         let mut owner_by_relay: HashMap<(LanId, Name), (MemberId, UnixSeconds)> = HashMap::new();
@@ -89,7 +89,7 @@ impl Accounts {
         }
         let accounts: Vec<MemberId> = owner_by_relay.values().map(|(account, _)| *account).collect();
         let limits_by_account = self.limits_of(&accounts).await?;
-        let mut lent_by_account: BTreeMap<(MemberId, UnixSeconds), Used> = BTreeMap::new();
+        let mut lent_by_account = LentByPeriod::new();
         for ((lan, relay, spender), bytes) in lent {
             let Some((account, since)) = owner_by_relay.get(&(*lan, relay.clone())) else { continue };
             if account == spender {
@@ -100,7 +100,9 @@ impl Accounts {
             sum.up += bytes.up;
             sum.down += bytes.down;
         }
-        Ok(lent_by_account)
+        let earns = |account: &MemberId| limits_by_account.get(account).and_then(|limits| limits.quota.as_ref()?.earning).is_some();
+        let earners = lent_by_account.keys().map(|(account, _)| *account).filter(earns).collect();
+        Ok((lent_by_account, earners))
     }
 
     /// The account of each relay's owner, and since when its periods are counted; a relay of nobody's is left out.
@@ -125,12 +127,17 @@ impl Accounts {
     }
 }
 
+type LentByPeriod = BTreeMap<(MemberId, UnixSeconds), Used>;
+
 /// As [`Accounts::lent_in`], of no more than a statement takes.
 pub(super) async fn lent_of<'e>(
     store: impl Executor<'e, Database = Any>,
     asked: &[(MemberId, UnixSeconds)],
 ) -> Result<BTreeMap<MemberId, Used>, AccountsError> {
-    let sql = format!("SELECT member_id, up_bytes, down_bytes FROM lent WHERE (member_id, period_start) IN (VALUES {})", tuples(1, asked.len(), 2));
+    let sql = format!(
+        "SELECT member_id, up_bytes, down_bytes FROM lent WHERE (member_id, period_start) IN (VALUES {})",
+        tuples(1, asked.len(), 2)
+    );
     let mut query = sqlx::query_as(AssertSqlSafe(sql));
     for (account, start) in asked {
         query = query.bind(account.0).bind(start.0);

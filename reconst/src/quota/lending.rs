@@ -1,16 +1,23 @@
 //! What relays lend, on its way into the store, and what is earned by it, on its way back.
 //!
-//! Always holds: only what the store has is earned, on every server alike, so that a crash takes nothing back that was spent.
+//! Always holds: only what the store has is earned, on every server alike, so that a crash takes nothing back that was spent. It is written each
+//! second while somebody earns by it, and else every [`TICKS_UNTIL_ALL_ARE_TOLD`] ticks, for whom earning is switched on within the period: that is
+//! what a crash loses.
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
 use shared::community::quota::UnixSeconds;
 use tokio::{sync::Notify, time::timeout};
 
+#[cfg(doc)]
+use super::TICKS_UNTIL_ALL_ARE_TOLD;
 use super::{Keeper, UserAccount, keeping::REPORT_TIME};
 use crate::accounts::{
     AccountsError, MemberId,
@@ -21,6 +28,8 @@ use crate::accounts::{
 pub(super) struct Lending {
     run: i64,
     lent: Mutex<Lent>,
+    /// Whether somebody has earned by what was written last.
+    is_earned_by: AtomicBool,
     /// Woken when there is more.
     pub(super) added: Notify,
     /// Held while a batch is written.
@@ -37,7 +46,8 @@ struct Sending {
 impl Default for Lending {
     fn default() -> Self {
         let run = rand::random_range(1..=i64::MAX);
-        Self { run, lent: Mutex::default(), added: Notify::new(), sending: tokio::sync::Mutex::default() }
+        let (lent, is_earned_by) = (Mutex::default(), AtomicBool::new(false));
+        Self { run, lent, is_earned_by, added: Notify::new(), sending: tokio::sync::Mutex::default() }
     }
 }
 
@@ -57,18 +67,20 @@ impl Keeper {
         lending.added.notify_one();
     }
 
-    /// Brings into the store what was lent, and to accounts here what is earned, by lending here or elsewhere: to those that have little left, or
-    /// to all.
+    /// Brings into the store what was lent, if somebody earns, and to accounts here what is earned, by lending here or elsewhere: to those that have
+    /// little left. Or all of it, to all.
     pub(super) async fn settle_lent(&self, are_all_told: bool) {
         // A store that does not answer is asked by the counts alone.
         if self.behind().is_some() {
             return;
         }
         let settled = async {
-            let lenders = self.keep_lent().await?;
             let users: Vec<_> = self.shared.lock().iter().map(|(id, user)| (*id, user.clone())).collect();
+            let does_somebody_earn =
+                || self.shared.lending.is_earned_by.load(Ordering::Relaxed) || users.iter().any(|(_, user)| user.earns_in().is_some());
+            let earners = if are_all_told || does_somebody_earn() { self.keep_lent().await? } else { BTreeSet::new() };
             let is_told =
-                |(id, user): &(MemberId, Arc<UserAccount>)| are_all_told || lenders.contains(id) || user.lock().is_beyond_warning();
+                |(id, user): &(MemberId, Arc<UserAccount>)| are_all_told || earners.contains(id) || user.lock().is_beyond_warning();
             self.tell_lent(users.into_iter().filter(is_told)).await
         };
         if let Err(error) = settled.await {
@@ -76,12 +88,12 @@ impl Keeper {
         }
     }
 
-    /// Brings into the store what was lent; gives the accounts whose users have.
+    /// Brings into the store what was lent; gives the accounts that earn by it.
     ///
     /// # Errors
     /// If the store does not answer; nothing of it is lost.
     pub(crate) async fn keep_lent(&self) -> Result<BTreeSet<MemberId>, AccountsError> {
-        let mut lenders = BTreeSet::new();
+        let mut earners = BTreeSet::new();
         let lending = &self.shared.lending;
         let mut sending = lending.sending.lock().await;
         // What the store was not sure to have, and what has come since.
@@ -95,11 +107,12 @@ impl Keeper {
                 sending.unsure = Some(LentBatch { run: lending.run, number: sending.number, lent });
             }
             if let Some(batch) = &sending.unsure {
-                lenders.extend(in_time(self.shared.accounts.add_lent(batch, self.time())).await?);
+                earners.extend(in_time(self.shared.accounts.add_lent(batch, self.time())).await?);
+                lending.is_earned_by.store(!earners.is_empty(), Ordering::Relaxed);
             }
             sending.unsure = None;
         }
-        Ok(lenders)
+        Ok(earners)
     }
 
     /// Tells those of these accounts that earn what was lent, as the store knows it.
@@ -185,6 +198,37 @@ mod tests {
         let refused = spending.open_flow().err().expect("used up").to_string();
         assert!(refused.contains("the 2.0 kB that you may use, 1.0 kB of them earned by lending, are used up"), "{refused}");
         running.abort();
+    }
+
+    #[tokio::test]
+    async fn what_nobody_earns_by_yet_is_written_now_and_then_and_earned_by_later() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let (ann, bob) = lender_and_other(&registrar, 1000).await;
+        let (accounts, earning) = (registrar.accounts(), ann.limits.clone());
+        accounts.set_limits(ann.account, &Limits::default()).await.expect("an account");
+        let keeper = Keeper::new(accounts.clone(), None, None);
+        let account = keeper.account(&Member { limits: Limits::default(), ..ann.clone() }).await.expect("an account");
+        let period = account.lock().span().start;
+        let kept = async || accounts.lent_in(&[(ann.account, period)]).await.expect("a sum").remove(&ann.account);
+        keeper.lend(carried_for(&bob, 600));
+        keeper.settle_lent(false).await;
+        assert_eq!(kept().await, None, "nobody earns");
+        keeper.settle_lent(true).await;
+        assert_eq!(kept().await, Some(Used { up: 0, down: 600 }));
+        keeper.lend(carried_for(&bob, 200));
+        keeper.settle_lent(false).await;
+        assert_eq!(kept().await, Some(Used { up: 0, down: 600 }), "still nobody");
+
+        accounts.set_limits(ann.account, &earning).await.expect("an account");
+        account.set_limits(earning);
+        keeper.settle_lent(false).await;
+        assert_eq!((take(&account, 9000), take(&account, 9000)), (Some(1400), None), "the quota and half of all that was lent");
+        // Who earns need not be here.
+        drop(account);
+        keeper.shared.lock().clear();
+        keeper.lend(carried_for(&bob, 10));
+        keeper.settle_lent(false).await;
+        assert_eq!(earned(accounts, &ann, &keeper).await, 405);
     }
 
     #[tokio::test]
