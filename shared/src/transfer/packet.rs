@@ -127,7 +127,7 @@ impl DatagramWriter {
     /// The same, in memory taken off `store`, so that several datagrams cost one allocation.
     pub fn new_in(store: &mut BytesMut, limit: usize, tracked: Option<Seq>) -> Self {
         if store.capacity() < limit {
-            *store = BytesMut::with_capacity(limit * STORE_DATAGRAMS);
+            *store = BytesMut::with_capacity(limit * (STORE_BYTES / limit).max(1));
         }
         let rest = store.split_off(limit);
         Self { out: std::mem::replace(store, rest), limit, tracked }
@@ -271,8 +271,9 @@ impl DatagramWriter {
     }
 }
 
-/// Datagrams that one allocation holds: few enough that an idle session's rest of it is small.
-const STORE_DATAGRAMS: usize = 8;
+/// What one allocation has: eight datagrams or more on most lines, and so little that an idle session's rest of it is small, also where a
+/// datagram may be large, as on loopback.
+const STORE_BYTES: usize = 12 << 10;
 
 /// Takes a datagram apart, frame by frame; stops at the first error.
 #[derive(Debug)]
