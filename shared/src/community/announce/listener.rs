@@ -1,92 +1,23 @@
-//! What a relay says of itself on the LAN: `ACTIVE` and `SHUT DOWN`.
+//! Whom of those who announce themselves on the LAN a member believes.
 //!
 //! Enters: packets as heard, with the address they came from. Leaves: announcements that a relay of this LAN really made just now. What
 //! always holds: one that is forged, altered, passed on from another address, repeated, older than the last or of another LAN changes
 //! nothing and is counted ([`ListenerCounters`]); nobody's packets cost more than [`VERIFICATIONS_PER_SECOND`] signature checks, and
-//! memory is bounded by the members there are, at most [`RELAYS_MAX`]. An announcement is a hint: only an authenticated path carries
-//! traffic. Sockets, signatures and who is still there ([`super::roster`]) are left to others.
+//! memory is bounded by the members there are, at most [`RELAYS_MAX`].
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
 };
 
-use bytes::BufMut;
 use serde::Serialize;
 
-use super::{
-    hello::{CERTIFICATE_MAX_BYTES, LineNumber, SIGNATURE_MAX_BYTES, VERSION, put_ip, take_ip},
-    member::{Identity, Role},
-    weight::Weights,
-};
+use super::{Announcement, Stamp, Unverified, in_context, unix_secs};
 use crate::{
+    community::member::{Identity, Role},
     ids::LanId,
-    wire::{self, WireError},
 };
-
-/// One relay's state, as it announces it to one LAN from one of its addresses.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Announcement {
-    /// Whether the relay serves or leaves.
-    pub kind: AnnouncementKind,
-    /// The LAN it is meant for.
-    pub lan: LanId,
-    /// The relay's address on the LAN, from which the announcement is sent.
-    pub address: IpAddr,
-    /// Orders its announcements.
-    pub stamp: Stamp,
-    /// When it was sent, by the relay's clock, in seconds since 1970.
-    pub sent_unix_secs: u64,
-    /// The time to the next one, in milliseconds, 1 to 65,535.
-    pub interval_ms: u16,
-    /// Its lines, at most [`LINES_MAX`]; none in a `SHUT DOWN`.
-    pub lines: Vec<AnnouncedLine>,
-}
-
-/// What an announcement says.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum AnnouncementKind {
-    /// The relay is there.
-    Active,
-    /// The relay is about to leave: its paths drain.
-    ShutDown,
-}
-
-/// The order of one relay's announcements: a later one has a greater stamp.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Stamp {
-    /// When the relay started, by its clock, in milliseconds since 1970.
-    pub epoch: u64,
-    /// Counts its announcements since.
-    pub sequence: u64,
-}
-
-/// One line of an announcement.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AnnouncedLine {
-    /// Its number, 1 to 255.
-    pub number: LineNumber,
-    /// Its port on the LAN, 1 to 65,535.
-    pub port: u16,
-    /// Its weights.
-    pub weights: Weights,
-    /// Whether it serves.
-    pub state: LineState,
-}
-
-/// Whether a line serves.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u8)]
-pub enum LineState {
-    /// It does.
-    Serving = 1,
-    /// Its owner has taken it back for now.
-    Paused = 2,
-    /// It does not reach `reconst` at the moment.
-    Down = 3,
-}
 
 /// An announcement that a relay of this LAN really made, newer than all before.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -126,113 +57,6 @@ pub struct Listener {
     verifications_left: u32,
     refilled: Option<Instant>,
     counters: ListenerCounters,
-}
-
-impl Announcement {
-    /// The announcement's packet; `sign` signs with the key of `certificate`.
-    ///
-    /// # Panics
-    /// If it has more than [`LINES_MAX`] lines: a relay is not configured with more.
-    pub fn encode(&self, certificate: &[u8], sign: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
-        assert!(self.lines.len() <= LINES_MAX, "a relay has at most LINES_MAX lines");
-        let mut out = Vec::with_capacity(1024);
-        out.put_u8(match self.kind {
-            AnnouncementKind::Active => ACTIVE,
-            AnnouncementKind::ShutDown => SHUT_DOWN,
-        });
-        out.put_u8(VERSION);
-        out.put_u16(self.lan.0);
-        put_ip(&mut out, self.address);
-        out.put_u64(self.stamp.epoch);
-        out.put_u64(self.stamp.sequence);
-        out.put_u64(self.sent_unix_secs);
-        out.put_u16(self.interval_ms);
-        out.put_u8(self.lines.len() as u8);
-        for line in &self.lines {
-            out.put_u8(line.number.0);
-            out.put_u16(line.port);
-            line.weights.encode(&mut out);
-            out.put_u8(line.state as u8);
-        }
-        wire::put_bytes(&mut out, certificate);
-        let signature = sign(&in_context(&out));
-        wire::put_bytes(&mut out, &signature);
-        out
-    }
-}
-
-/// An announcement as read, with what it takes to verify it.
-struct Unverified<'a> {
-    announcement: Announcement,
-    signed: &'a [u8],
-    certificate: Vec<u8>,
-    signature: Vec<u8>,
-}
-
-impl<'a> Unverified<'a> {
-    fn decode(packet: &'a [u8]) -> Result<Self, WireError> {
-        let mut input = packet;
-        let kind = match wire::take_u8(&mut input)? {
-            ACTIVE => AnnouncementKind::Active,
-            SHUT_DOWN => AnnouncementKind::ShutDown,
-            _ => return Err(WireError::Value("message type")),
-        };
-        if wire::take_u8(&mut input)? != VERSION {
-            return Err(WireError::Value("version"));
-        }
-        let lan = LanId(wire::take_u16(&mut input)?);
-        let address = take_ip(&mut input)?;
-        let stamp = Stamp { epoch: take_u64(&mut input)?, sequence: take_u64(&mut input)? };
-        let sent_unix_secs = take_u64(&mut input)?;
-        let interval_ms = match wire::take_u16(&mut input)? {
-            0 => return Err(WireError::Value("interval")),
-            interval_ms => interval_ms,
-        };
-        let count = usize::from(wire::take_u8(&mut input)?);
-        if count > LINES_MAX {
-            return Err(WireError::Value("number of lines"));
-        }
-        let lines = (0..count).map(|_| AnnouncedLine::decode(&mut input)).collect::<Result<_, _>>()?;
-        let certificate = wire::take_bytes(&mut input, CERTIFICATE_MAX_BYTES, "certificate")?;
-        let signed = &packet[..packet.len() - input.len()];
-        let signature = wire::take_bytes(&mut input, SIGNATURE_MAX_BYTES, "signature")?;
-        if !input.is_empty() {
-            return Err(WireError::Value("end"));
-        }
-        let announcement = Announcement { kind, lan, address, stamp, sent_unix_secs, interval_ms, lines };
-        Ok(Self { announcement, signed, certificate, signature })
-    }
-}
-
-impl LineState {
-    /// Takes a state off the front of `input`.
-    ///
-    /// # Errors
-    /// If `input` is empty or it is none.
-    pub(super) fn decode(input: &mut &[u8]) -> Result<Self, WireError> {
-        Ok(match wire::take_u8(input)? {
-            1 => Self::Serving,
-            2 => Self::Paused,
-            3 => Self::Down,
-            _ => return Err(WireError::Value("line state")),
-        })
-    }
-}
-
-impl AnnouncedLine {
-    fn decode(input: &mut &[u8]) -> Result<Self, WireError> {
-        let number = match wire::take_u8(input)? {
-            0 => return Err(WireError::Value("line number")),
-            number => LineNumber(number),
-        };
-        let port = match wire::take_u16(input)? {
-            0 => return Err(WireError::Value("port")),
-            port => port,
-        };
-        let weights = Weights::decode(input)?;
-        let state = LineState::decode(input)?;
-        Ok(Self { number, port, weights, state })
-    }
 }
 
 impl Listener {
@@ -324,35 +148,9 @@ impl Listener {
     }
 }
 
-/// The seconds since 1970 at `clock`, 0 for a clock that stands before.
-pub fn unix_secs(clock: SystemTime) -> u64 {
-    clock.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 fn is_of_this_time(clock: SystemTime, sent_unix_secs: u64) -> bool {
     unix_secs(clock).abs_diff(sent_unix_secs) <= CLOCK_TOLERANCE_SECS
 }
-
-fn in_context(signed: &[u8]) -> Vec<u8> {
-    [CONTEXT, signed].concat()
-}
-
-fn take_u64(input: &mut &[u8]) -> Result<u64, WireError> {
-    wire::take_array(input).map(u64::from_be_bytes)
-}
-
-/// The port on which announcements are listened for.
-pub const ANNOUNCE_PORT: u16 = 7653;
-
-/// The group that announcements are sent to: of the block for use within an organisation (RFC 2365).
-pub const GROUP_V4: Ipv4Addr = Ipv4Addr::new(239, 255, 76, 54);
-
-/// Its twin on IPv6: link-local and of nobody's registration (RFC 4291 §2.7), ending in `trib`.
-pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0x7472, 0x6962);
-
-/// The most lines of one relay: with the longest certificate and signature they fit the least MTU of IPv6 (1,280 bytes). A PC with more
-/// runs a second relay, which has a profile of its own.
-pub const LINES_MAX: usize = 8;
 
 /// The most relays that a listener knows apart; only certificates of the LAN's authority count.
 pub const RELAYS_MAX: usize = 1024;
@@ -364,18 +162,23 @@ pub const VERIFICATIONS_PER_SECOND: u32 = 200;
 /// was recorded before this listener started can name a relay that has left, and no path comes of it.
 const CLOCK_TOLERANCE_SECS: u64 = 24 * 60 * 60;
 
-/// Told apart from everything else that a member's key signs.
-const CONTEXT: &[u8] = b"tributary announcement 1\0";
-
-const ACTIVE: u8 = 0x10;
-const SHUT_DOWN: u8 = 0x11;
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        time::UNIX_EPOCH,
+    };
+
     use proptest::prelude::*;
 
-    use super::*;
-    use crate::community::hello::is_quic;
+    use super::{
+        super::{AnnouncedLine, AnnouncementKind, LineState},
+        *,
+    };
+    use crate::community::{
+        hello::{LineNumber, VERSION},
+        weight::Weights,
+    };
 
     #[test]
     fn a_relay_of_the_lan_is_heard() {
@@ -423,14 +226,6 @@ mod tests {
         assert_eq!(ear.verified, VERIFICATIONS_PER_SECOND);
         ear.now += Duration::from_secs(1);
         assert!(ear.hear(RELAY, &packet(&active(1), "ann")).is_some());
-    }
-
-    #[test]
-    fn the_longest_announcement_fits_an_ipv6_packet_and_is_no_quic() {
-        let line = active(1).lines[0];
-        let longest = Announcement { address: "fe80::1".parse().unwrap(), lines: vec![line; LINES_MAX], ..active(1) };
-        let packet = longest.encode(&[0; CERTIFICATE_MAX_BYTES], |_| vec![0; SIGNATURE_MAX_BYTES]);
-        assert!(packet.len() <= 1280 - 48 && !is_quic(packet[0]), "{}", packet.len());
     }
 
     proptest! {
