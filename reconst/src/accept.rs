@@ -27,7 +27,7 @@ use shared::{
     community::{
         hello::LineNumber,
         listed::{self, ListedLine},
-        member::{Identity, Role},
+        member::{Identity, Name, Role},
         quota::{
             Way,
             told::{self, ToldQuota},
@@ -103,6 +103,7 @@ struct Entry {
     handle: SessionHandle,
     secret: SessionSecret,
     incarnation: u64,
+    lan_name: Name,
     lines: Arc<Mutex<BTreeMap<PathId, (LineKey, IpAddr)>>>,
     /// From which the session's flows are spent.
     account: Arc<Mutex<Arc<Spending>>>,
@@ -420,6 +421,7 @@ impl Inner {
             handle: handle.clone(),
             secret: request.secret,
             incarnation: rand::rng().random_range(1..=u64::MAX),
+            lan_name: account.lan_name().clone(),
             lines: Arc::default(),
             account: Arc::new(Mutex::new(account)),
             told_quotas: Arc::default(),
@@ -454,7 +456,8 @@ impl Inner {
             Ok(counted) => counted,
             Err(refusal) => return refuse(stream, refusal).await,
         };
-        let holder = Holder { user: user.clone(), session, flow: stream.id(), origin: request.origin };
+        let lan_name = account.lan_name().clone();
+        let holder = Holder { user: user.clone(), lan_name, session, flow: stream.id(), origin: request.origin };
         match request.kind {
             RequestKind::Tcp(target) => self.serve_tcp(stream, target, holder, account).await,
             RequestKind::Udp(policy) => self.serve_udp(stream, policy, holder, account).await,

@@ -19,7 +19,7 @@ use std::{
 
 use serde::Serialize;
 use shared::{
-    community::member::Identity,
+    community::member::{Identity, Name},
     ids::{FlowId, LanId, SessionId},
     target::Target,
 };
@@ -57,6 +57,8 @@ struct Row {
 pub struct Holder {
     /// The user.
     pub user: Identity,
+    /// The name of the user's LAN.
+    pub lan_name: Name,
     /// The session and the flow in it.
     pub session: SessionId,
     /// See `session`.
@@ -94,6 +96,8 @@ pub struct FlowReport {
     pub origin: Option<SocketAddr>,
     /// The LAN's number.
     pub lan: LanId,
+    /// The LAN's name.
+    pub lan_name: String,
     /// The user.
     pub user: String,
     /// The beginning of the session's name.
@@ -149,12 +153,13 @@ impl DedicatedPorts {
         rows.iter().map(|row| row.report()).collect()
     }
 
-    /// A part of the table: at most `limit` rows after the one of that number.
-    pub fn part(&self, after: Option<u64>, limit: u32) -> Part<FlowReport, u64> {
+    /// A part of the table, of the rows of `lan` if it is given: at most `limit` after the one of that number.
+    pub fn part(&self, lan: Option<&Name>, after: Option<u64>, limit: u32) -> Part<FlowReport, u64> {
         let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
         let table = self.lock();
-        let found = table.rows.range((begin, Bound::Unbounded)).take(limit as usize + 1);
-        let found: Vec<(u64, Arc<Row>)> = found.map(|(number, row)| (*number, Arc::clone(row))).collect();
+        let of_lan = |row: &Row| lan.is_none_or(|lan| row.holder.lan_name == *lan);
+        let found = table.rows.range((begin, Bound::Unbounded)).filter(|(_, row)| of_lan(row));
+        let found: Vec<(u64, Arc<Row>)> = found.take(limit as usize + 1).map(|(number, row)| (*number, Arc::clone(row))).collect();
         drop(table);
         Part::cut(found, limit, |(number, _)| *number).map(|(_, row)| row.report())
     }
@@ -203,6 +208,7 @@ impl Row {
             protocol: self.protocol,
             origin: self.holder.origin,
             lan: self.holder.user.lan,
+            lan_name: self.holder.lan_name.to_string(),
             user: self.holder.user.name.to_string(),
             session: self.holder.session.0[..4].iter().map(|byte| format!("{byte:02x}")).collect(),
             flow: self.holder.flow.0,
@@ -274,16 +280,20 @@ mod tests {
         let ports = DedicatedPorts::default();
         let user = Identity { name: "ann".parse().expect("a name"), role: Role::User, lan: LanId(15) };
         let origin = Some("10.0.1.1:8111".parse().expect("an address"));
-        let holder = Holder { user, session: SessionId([0xab; 16]), flow: FlowId(3), origin };
+        let name = |text: &str| text.parse::<Name>().expect("a name");
+        let holder = Holder { user, lan_name: name("elm"), session: SessionId([0xab; 16]), flow: FlowId(3), origin };
         let port = ports.hold(holder.clone(), Protocol::Udp, 20_001, None);
-        let other = ports.hold(Holder { flow: FlowId(4), ..holder }, Protocol::Tcp, 20_002, None);
+        let other = ports.hold(Holder { flow: FlowId(4), lan_name: name("oak"), ..holder }, Protocol::Tcp, 20_002, None);
         port.on_up(44);
         port.on_down(67);
         port.set_content_server(&"132.146.15.101:7111".parse().expect("a target"));
         let rows = ports.report();
         assert_eq!(rows.iter().map(|row| row.port).collect::<Vec<_>>(), [20_001, 20_002]);
-        let (first, second) = (ports.part(None, 1), ports.part(Some(0), 1));
+        let (first, second) = (ports.part(None, None, 1), ports.part(None, Some(0), 1));
         assert_eq!((&first.items[0], first.next, &second.items[0], second.next), (&rows[0], Some(0), &rows[1], None));
+        let (elm, oak) = (ports.part(Some(&name("elm")), None, 1), ports.part(Some(&name("oak")), None, 1));
+        assert_eq!((&elm.items[..], elm.next, &oak.items[..], oak.next), (&rows[..1], None, &rows[1..], None));
+        assert_eq!(ports.part(Some(&name("elm")), Some(0), 9), Part::empty());
         let row = &rows[0];
         assert_eq!((row.up_bytes, row.down_bytes, row.origin, row.lan, row.flow), (44, 67, origin, LanId(15), 3));
         assert_eq!((row.session.as_str(), row.content_server.as_deref()), ("abababab", Some("132.146.15.101:7111")));

@@ -3,18 +3,24 @@
 use std::fmt::Write;
 
 use serde_json::Value;
-use shared::units::Size;
+use shared::{community::member::Name, units::Size};
 
-/// The running `reconst`'s answer as text, a row for each port; `now_ms` is the time in milliseconds since 1970.
-pub(crate) fn text(flows: &Value, now_ms: u64) -> String {
+/// The rows of the running `reconst`'s answer: of `lan` alone if it is given.
+pub(crate) fn rows(answer: &str, lan: Option<&Name>) -> serde_json::Result<Vec<Value>> {
+    let mut rows: Vec<Value> = serde_json::from_str(answer)?;
+    rows.retain(|row| lan.is_none_or(|lan| row["lan_name"] == lan.as_str()));
+    Ok(rows)
+}
+
+/// Those rows as text, one for each port; `now_ms` is the time in milliseconds since 1970.
+pub(crate) fn text(rows: &[Value], now_ms: u64) -> String {
     let mut out = String::new();
-    let rows = flows.as_array().map_or(&[][..], Vec::as_slice);
     if rows.is_empty() {
         return "no flow is open\n".into();
     }
     let _ = writeln!(
         out,
-        "{:<5} {:<5} {:<22} {:>4} {:<12} {:>6} {:<28} {:>8} {:>8} {:>10} {:>10}",
+        "{:<5} {:<5} {:<22} {:<10} {:<12} {:>6} {:<28} {:>8} {:>8} {:>10} {:>10}",
         "port", "proto", "origin", "LAN", "user", "flow", "content server", "open/s", "idle/s", "up", "down"
     );
     for row in rows {
@@ -24,11 +30,11 @@ pub(crate) fn text(flows: &Value, now_ms: u64) -> String {
         let size = |name: &str| Size { bytes: number(name) }.to_string();
         let _ = writeln!(
             out,
-            "{:<5} {:<5} {:<22} {:>4} {:<12} {:>6} {:<28} {:>8} {:>8} {:>10} {:>10}",
+            "{:<5} {:<5} {:<22} {:<10} {:<12} {:>6} {:<28} {:>8} {:>8} {:>10} {:>10}",
             number("port"),
             text("protocol"),
             text("origin"),
-            number("lan"),
+            text("lan_name"),
             text("user"),
             number("flow"),
             text("content_server"),
@@ -50,15 +56,18 @@ mod tests {
     #[test]
     fn every_port_has_its_row() {
         let flows = json!([{
-            "port": 20001, "protocol": "udp", "origin": "10.0.1.1:8111", "lan": 15, "user": "ann", "session": "abababab", "flow": 1,
+            "port": 20001, "protocol": "udp", "origin": "10.0.1.1:8111", "lan": 15, "lan_name": "elm", "user": "ann", "session": "abababab", "flow": 1,
             "content_server": "132.146.15.101:7111", "opened_ms": 1_000, "last_used_ms": 61_000, "up_bytes": 5, "down_bytes": 12_000
-        }, {"port": 20002, "protocol": "tcp", "origin": null, "lan": 15}]);
-        let text = text(&flows, 71_999);
+        }, {"port": 20002, "protocol": "tcp", "origin": null, "lan": 16, "lan_name": "oak"}])
+        .to_string();
+        let text = text(&rows(&flows, None).expect("JSON"), 71_999);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        for part in ["20001", "udp", "10.0.1.1:8111", " 15 ", "ann", "132.146.15.101:7111", " 70 ", " 10 ", "12.0 kB"] {
+        for part in ["20001", "udp", "10.0.1.1:8111", " elm ", "ann", "132.146.15.101:7111", " 70 ", " 10 ", "12.0 kB"] {
             assert!(lines[1].contains(part), "{part} in {}", lines[1]);
         }
-        assert_eq!(super::text(&json!([]), 0), "no flow is open\n");
+        let of_oak = rows(&flows, Some(&"oak".parse().expect("a name"))).expect("JSON");
+        assert_eq!(of_oak.iter().map(|row| row["port"].as_u64()).collect::<Vec<_>>(), [Some(20_002)]);
+        assert_eq!(super::text(&[], 0), "no flow is open\n");
     }
 }

@@ -38,7 +38,13 @@ pub(crate) struct Invite {
 #[derive(Subcommand)]
 pub(crate) enum InviteCommand {
     /// List the invites
-    List(State),
+    List {
+        #[command(flatten)]
+        state: State,
+        /// Only those of this LAN
+        #[arg(long, value_name = "NAME")]
+        lan: Option<Name>,
+    },
     /// Withdraw an invite that was not used yet
     Revoke {
         /// The invite's number, as `invite list` shows it
@@ -68,7 +74,8 @@ impl Invite {
         if std::io::stderr().is_terminal() {
             writeln!(told, "{}", qr_code(&link)?)?;
         }
-        writeln!(told, "invite {} for {}, good for one PC until {}:", invited.number, invited.identity, text(invited.expires_at))?;
+        let (number, until) = (invited.number, text(invited.expires_at));
+        writeln!(told, "invite {number} for {role} {} of LAN {}, good for one PC until {until}:", self.name, self.lan)?;
         println!("{link}");
         writeln!(told, "on that PC: {program} join '{link}'")?;
         writeln!(told, "whoever has the link first is {}: send it by a channel you trust", self.name)?;
@@ -79,11 +86,14 @@ impl Invite {
 impl InviteCommand {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
         match self {
-            Self::List(state) => {
+            Self::List { state, lan } => {
                 let registrar = state.open().await?;
-                for ListedInvite { number, identity, lan_name, expires_at, state } in
-                    registrar.accounts().invites().await.map_err(Failure::from)?
-                {
+                let mut invites = registrar.accounts().invites().await.map_err(Failure::from)?;
+                if let Some(lan) = &lan {
+                    registrar.accounts().lan(lan).await.map_err(Failure::from)?;
+                    invites.retain(|invite| invite.lan_name == *lan);
+                }
+                for ListedInvite { number, identity, lan_name, expires_at, state } in invites {
                     let state = match state {
                         InviteState::Open => format!("open until {}", text(expires_at)),
                         InviteState::Used(on) => format!("used on {on}"),

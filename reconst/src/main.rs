@@ -18,7 +18,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use reconst::backup::{self, Members};
 use shared::{
-    community::member::Role,
+    community::member::{Name, Role},
     service::{Failure, Notice, admin, commands, init_logging, notify, shutdown_on_signals},
 };
 
@@ -101,6 +101,9 @@ struct Flows {
     /// The address that `reconst run` was given with --admin
     #[arg(long, value_name = "IP:PORT")]
     admin: std::net::SocketAddr,
+    /// Only those of this LAN
+    #[arg(long, value_name = "NAME")]
+    lan: Option<Name>,
     /// Print JSON, for programs; times in milliseconds since 1970, UTC
     #[arg(long)]
     json: bool,
@@ -141,11 +144,12 @@ fn execute(command: Command) -> anyhow::Result<()> {
             }
             Command::Flows(flows) => {
                 let answer = admin::fetch(flows.admin, "/flows").await.map_err(|error| Failure::unavailable(error.to_string()))?;
+                let rows = flows::rows(&answer, flows.lan.as_ref())?;
                 if flows.json {
-                    print!("{answer}");
+                    println!("{}", serde_json::to_string_pretty(&rows)?);
                 } else {
                     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
-                    print!("{}", flows::text(&serde_json::from_str(&answer)?, now_ms));
+                    print!("{}", flows::text(&rows, now_ms));
                 }
                 Ok(())
             }

@@ -250,6 +250,7 @@ mod tests {
             protocol: Protocol::Tcp,
             origin: None,
             lan: LanId(15),
+            lan_name: "elm".into(),
             user: "ann".into(),
             session: "abababab".into(),
             flow: 1,

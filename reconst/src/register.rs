@@ -94,6 +94,9 @@ fn person() -> String {
 pub(crate) struct Audit {
     #[command(flatten)]
     state: State,
+    /// Only changes of this LAN and of its members
+    #[arg(long, value_name = "NAME")]
+    lan: Option<Name>,
     /// How many changes, the latest
     #[arg(long, value_name = "N", default_value_t = 50)]
     last: u32,
@@ -104,7 +107,7 @@ pub(crate) struct Audit {
 
 impl Audit {
     pub(crate) async fn execute(self) -> anyhow::Result<()> {
-        let entries = self.state.open().await?.accounts().audit_log_end(self.last).await.map_err(Failure::from)?;
+        let entries = self.state.open().await?.accounts().audit_log_end(self.lan.as_ref(), self.last).await.map_err(Failure::from)?;
         if self.json {
             println!("{}", serde_json::to_string_pretty(&entries)?);
             return Ok(());
@@ -224,13 +227,7 @@ pub(crate) enum UserCommand {
         json: bool,
     },
     /// List the users, with what they may spend and have
-    List {
-        #[command(flatten)]
-        state: State,
-        /// Print JSON, for programs
-        #[arg(long)]
-        json: bool,
-    },
+    List(List),
     /// Remove a user
     Remove(OldMember),
 }
@@ -250,13 +247,7 @@ pub(crate) enum RelayCommand {
         owner: Owner,
     },
     /// List the relays, with what they have lent this month
-    List {
-        #[command(flatten)]
-        state: State,
-        /// Print JSON, for programs
-        #[arg(long)]
-        json: bool,
-    },
+    List(List),
     /// Remove a relay
     Remove(OldMember),
 }
@@ -284,6 +275,18 @@ pub(crate) struct OldMember {
     /// The LAN it belongs to
     #[arg(long, value_name = "NAME")]
     lan: Name,
+}
+
+#[derive(Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    state: State,
+    /// Only those of this LAN
+    #[arg(long, value_name = "NAME")]
+    lan: Option<Name>,
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
 }
 
 impl Init {
@@ -364,7 +367,7 @@ impl UserCommand {
             }
             Self::Set { user, limits, account } => user.set(limits, account).await,
             Self::Show { user, json } => user.show(json).await,
-            Self::List { state, json } => list_users(&state, json).await,
+            Self::List(list) => list.users().await,
             Self::Remove(old) => old.remove(Role::User).await,
         }
     }
@@ -381,7 +384,7 @@ impl RelayCommand {
                 println!("relay {} of LAN {} is {}'s", relay.name, relay.lan, owner.as_ref().map_or("nobody", Name::as_str));
                 Ok(())
             }
-            Self::List { state, json } => list_relays(&state, json).await,
+            Self::List(list) => list.relays().await,
             Self::Remove(old) => old.remove(Role::Relay).await,
         }
     }
@@ -464,6 +467,61 @@ impl OldMember {
     }
 }
 
+impl List {
+    /// Opens the state, and refuses a LAN that there is not.
+    async fn open(&self) -> Result<Registrar, Failure> {
+        let registrar = self.state.open().await?;
+        if let Some(lan) = &self.lan {
+            registrar.accounts().lan(lan).await?;
+        }
+        Ok(registrar)
+    }
+
+    async fn users(self) -> anyhow::Result<()> {
+        let (registrar, time) = (self.open().await?, time_now());
+        let read = async |after| registrar.accounts().users(&Members::after(self.lan.as_ref(), after), time).await;
+        let users: Vec<UserReport> = whole(read).await.map_err(Failure::from)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&users)?);
+            return Ok(());
+        }
+        for user in users {
+            println!("{}\tLAN {} ({})\t{}", user.name, user.lan, user.lan_id, limits::text(&user));
+        }
+        Ok(())
+    }
+
+    async fn relays(self) -> anyhow::Result<()> {
+        let (registrar, time) = (self.open().await?, time_now());
+        let read = async |after| registrar.accounts().lenders(&Members::after(self.lan.as_ref(), after), time).await;
+        let relays: Vec<Lender> = whole(read).await.map_err(Failure::from)?;
+        if self.json {
+            let row = |relay: &Lender| {
+                serde_json::json!({
+                    "name": relay.name.as_str(), "lan": relay.lan_name.as_str(), "lan_id": relay.lan.0, "added_at": relay.added_at.0,
+                    "owner": relay.owner.as_ref().map(Name::as_str),
+                    "lent_up_bytes": relay.carried.up, "lent_down_bytes": relay.carried.down,
+                })
+            };
+            println!("{}", serde_json::to_string_pretty(&relays.iter().map(row).collect::<Vec<_>>())?);
+            return Ok(());
+        }
+        for relay in relays {
+            let owner = relay.owner.as_ref().map(|owner| format!("\tof {owner}")).unwrap_or_default();
+            println!(
+                "{}\tLAN {} ({})\tsince {}\tlent {} up, {} down this month{owner}",
+                relay.name,
+                relay.lan_name,
+                relay.lan,
+                relay.added_on(),
+                Size { bytes: relay.carried.up },
+                Size { bytes: relay.carried.down }
+            );
+        }
+        Ok(())
+    }
+}
+
 /// A node, or any.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeName(Option<Name>);
@@ -478,50 +536,6 @@ pub(crate) struct Owner(Option<Name>);
 
 fn owner(text: &str) -> Result<Owner, String> {
     if text == "none" { Ok(Owner(None)) } else { text.parse().map(|name| Owner(Some(name))).map_err(|error| format!("{error}")) }
-}
-
-async fn list_relays(state: &State, json: bool) -> anyhow::Result<()> {
-    let (registrar, time) = (state.open().await?, time_now());
-    let read = async |after| registrar.accounts().lenders(&Members::after(after), time).await;
-    let relays: Vec<Lender> = whole(read).await.map_err(Failure::from)?;
-    if json {
-        let row = |relay: &Lender| {
-            serde_json::json!({
-                "name": relay.name.as_str(), "lan": relay.lan_name.as_str(), "lan_id": relay.lan.0, "added_at": relay.added_at.0,
-                "owner": relay.owner.as_ref().map(Name::as_str),
-                "lent_up_bytes": relay.carried.up, "lent_down_bytes": relay.carried.down,
-            })
-        };
-        println!("{}", serde_json::to_string_pretty(&relays.iter().map(row).collect::<Vec<_>>())?);
-        return Ok(());
-    }
-    for relay in relays {
-        let owner = relay.owner.as_ref().map(|owner| format!("\tof {owner}")).unwrap_or_default();
-        println!(
-            "{}\tLAN {} ({})\tsince {}\tlent {} up, {} down this month{owner}",
-            relay.name,
-            relay.lan_name,
-            relay.lan,
-            relay.added_on(),
-            Size { bytes: relay.carried.up },
-            Size { bytes: relay.carried.down }
-        );
-    }
-    Ok(())
-}
-
-async fn list_users(state: &State, json: bool) -> anyhow::Result<()> {
-    let (registrar, time) = (state.open().await?, time_now());
-    let read = async |after| registrar.accounts().users(&Members::after(after), time).await;
-    let users: Vec<UserReport> = whole(read).await.map_err(Failure::from)?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&users)?);
-        return Ok(());
-    }
-    for user in users {
-        println!("{}\tLAN {} ({})\t{}", user.name, user.lan, user.lan_id, limits::text(&user));
-    }
-    Ok(())
 }
 
 fn write(path: &Path, profile: &Profile) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use shared::{
     link::session::SessionHandle,
 };
 
-use super::Sessions;
+use super::{Entry, Sessions};
 use crate::accounts::parts::{Part, PlaceError};
 
 /// A session's figures.
@@ -17,8 +17,10 @@ use crate::accounts::parts::{Part, PlaceError};
 pub struct SessionReport {
     /// The user.
     pub user: String,
-    /// The LAN.
+    /// The LAN's number.
     pub lan: LanId,
+    /// The LAN's name.
+    pub lan_name: String,
     /// Paths joined and in service.
     pub paths: usize,
     /// Flows open now.
@@ -40,16 +42,17 @@ pub struct SessionPlace {
 impl Sessions {
     /// The figures of each session.
     pub fn report(&self) -> Vec<SessionReport> {
-        self.part(None, u32::MAX).items
+        self.part(None, None, u32::MAX).items
     }
 
-    /// A part of them: at most `limit` after that place.
-    pub fn part(&self, after: Option<&SessionPlace>, limit: u32) -> Part<SessionReport, SessionPlace> {
+    /// A part of them, of those of `lan` if it is given: at most `limit` after that place.
+    pub fn part(&self, lan: Option<&Name>, after: Option<&SessionPlace>, limit: u32) -> Part<SessionReport, SessionPlace> {
         let after = after.map(SessionPlace::key);
         let sessions = self.inner.lock();
-        let mut found: Vec<(Key<'_>, &SessionHandle)> = sessions
+        let mut found: Vec<(Key<'_>, &Entry)> = sessions
             .iter()
-            .map(|((user, _), entry)| ((user.lan, &user.name, entry.incarnation), &entry.handle))
+            .filter(|(_, entry)| lan.is_none_or(|lan| entry.lan_name == *lan))
+            .map(|((user, _), entry)| ((user.lan, &user.name, entry.incarnation), entry))
             .filter(|(key, _)| after.is_none_or(|after| *key > after))
             .collect();
         let wanted = (limit as usize).saturating_add(1);
@@ -58,9 +61,9 @@ impl Sessions {
             found.truncate(wanted);
         }
         found.sort_unstable_by_key(|(key, _)| *key);
-        let found: Vec<_> = found.into_iter().map(|(key, handle)| (SessionPlace::of(key), handle.clone())).collect();
+        let found: Vec<_> = found.into_iter().map(|(key, entry)| (SessionPlace::of(key), entry.clone())).collect();
         drop(sessions);
-        Part::cut(found, limit, |(place, _)| place.clone()).map(|(place, handle)| SessionReport::new(place, &handle))
+        Part::cut(found, limit, |(place, _)| place.clone()).map(|(place, entry)| SessionReport::new(place, &entry))
     }
 }
 
@@ -77,11 +80,12 @@ impl SessionPlace {
 }
 
 impl SessionReport {
-    fn new(place: SessionPlace, handle: &SessionHandle) -> Self {
-        let payload = payload_of(handle);
+    fn new(place: SessionPlace, entry: &Entry) -> Self {
+        let (handle, payload) = (&entry.handle, payload_of(&entry.handle));
         Self {
             user: place.user.into(),
             lan: place.lan,
+            lan_name: entry.lan_name.to_string(),
             paths: handle.path_status().len(),
             flows: handle.open_flows(),
             down_bytes: payload.down,

@@ -2,7 +2,8 @@
 //! numbers, since their transactions are those of [`Accounts::write`], one at a time; so who has read up to one has missed none before it.
 
 use serde::Serialize;
-use sqlx::{Any, Transaction};
+use shared::community::member::Name;
+use sqlx::{Any, AssertSqlSafe, Transaction};
 
 use super::{Accounts, AccountsError, parts::Part, registry::now};
 
@@ -30,34 +31,38 @@ impl Accounts {
         self
     }
 
-    /// A part of the log: at most `limit` entries after the one of that number.
+    /// A part of the log, of what was done to `lan` and its members if it is given: at most `limit` entries after the one of that number.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn audit_part(&self, after: Option<i64>, limit: u32) -> Result<Part<AuditEntry, i64>, AccountsError> {
-        let found = self.audit_log(after.unwrap_or(0), limit.saturating_add(1)).await?;
+    pub async fn audit_part(&self, lan: Option<&Name>, after: Option<i64>, limit: u32) -> Result<Part<AuditEntry, i64>, AccountsError> {
+        let found = self.entries(lan, after.unwrap_or(0), "ASC", limit.saturating_add(1)).await?;
         Ok(Part::cut(found, limit, |entry| entry.number))
     }
 
-    /// At most `limit` entries after the one of number `after`, the oldest first.
+    /// The last `limit` entries, of what was done to `lan` and its members if it is given; the oldest first.
     ///
     /// # Errors
     /// If the store does not answer.
-    pub async fn audit_log(&self, after: i64, limit: u32) -> Result<Vec<AuditEntry>, AccountsError> {
-        let sql = "SELECT audit_id, at, actor, action, subject, detail FROM audit WHERE audit_id > $1 ORDER BY audit_id LIMIT $2";
-        let rows: Vec<(i64, i64, String, String, String, String)> =
-            sqlx::query_as(sql).bind(after).bind(i64::from(limit)).fetch_all(&self.pool).await?;
-        let entry = |(number, at, actor, action, subject, detail)| AuditEntry { number, at, actor, action, subject, detail };
-        Ok(rows.into_iter().map(entry).collect())
+    pub async fn audit_log_end(&self, lan: Option<&Name>, limit: u32) -> Result<Vec<AuditEntry>, AccountsError> {
+        let mut entries = self.entries(lan, 0, "DESC", limit).await?;
+        entries.reverse();
+        Ok(entries)
     }
 
-    /// The last `limit` entries, the oldest first.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn audit_log_end(&self, limit: u32) -> Result<Vec<AuditEntry>, AccountsError> {
-        let last: Option<i64> = sqlx::query_scalar("SELECT max(audit_id) FROM audit").fetch_one(&self.pool).await?;
-        self.audit_log(last.unwrap_or(0).saturating_sub(i64::from(limit)), limit).await
+    async fn entries(&self, lan: Option<&Name>, after: i64, order: &str, limit: u32) -> Result<Vec<AuditEntry>, AccountsError> {
+        let sql = format!(
+            "SELECT audit_id, at, actor, action, subject, detail FROM audit WHERE audit_id > $1
+             AND ($2 = '' OR subject LIKE '%@' || $2 OR (subject = $2 AND action LIKE 'lan.%')) ORDER BY audit_id {order} LIMIT $3"
+        );
+        let rows: Vec<(i64, i64, String, String, String, String)> = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(after)
+            .bind(lan.map_or("", Name::as_str))
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool)
+            .await?;
+        let entry = |(number, at, actor, action, subject, detail)| AuditEntry { number, at, actor, action, subject, detail };
+        Ok(rows.into_iter().map(entry).collect())
     }
 
     /// Logs a change in its own transaction. It has to be one of [`Accounts::write`].
@@ -86,24 +91,20 @@ const ACTOR_CHARS_MAX: usize = 80;
 #[cfg(test)]
 mod tests {
     use shared::{
-        community::{
-            invite::InviteSecret,
-            member::{Name, Role},
-            quota::Limits,
-        },
+        community::{invite::InviteSecret, member::Role, quota::Limits},
         ids::LanId,
     };
     use time::Duration;
 
     use super::*;
-    use crate::accounts::{changes::tests::number, invites::Invitation, testing};
+    use crate::accounts::{changes::tests::number, invites::Invitation, parts::whole, testing};
 
     #[tokio::test]
     async fn whatever_is_logged_waits_for_what_is_logged_before() {
         let (registrar, _scratch) = testing::registrar().await;
         let accounts = registrar.accounts();
         let (elm, oak, ann, bob, pc) = (name("elm"), name("oak"), name("ann"), name("bob"), name("ann-pc"));
-        let before = (number(accounts).await, entries(accounts).await);
+        let before = (number(accounts).await, count(accounts).await);
         registrar.add_lan(&oak, Some(LanId(16)), None).await.expect("a LAN");
         registrar.add_user(&elm, &ann, &Limits::default()).await.expect("a user");
         registrar.add_relay(&elm, &pc).await.expect("a relay");
@@ -118,12 +119,42 @@ mod tests {
         registrar.move_lan(&oak, 9000).await.expect("a port");
         accounts.remove_member(&elm, Role::User, &ann).await.expect("a user to remove");
         accounts.remove_lan(&oak).await.expect("a LAN to remove");
-        let logged = entries(accounts).await - before.1;
+        let logged = count(accounts).await - before.1;
         // The revision's row is what transactions wait for each other by.
         assert_eq!((number(accounts).await - before.0, logged), (12, 12), "one number for each entry");
     }
 
-    async fn entries(accounts: &Accounts) -> i64 {
+    #[tokio::test]
+    async fn a_lan_has_its_own_part_of_the_log() {
+        let (registrar, _scratch) = testing::registrar().await;
+        let accounts = registrar.accounts();
+        let (elm, oak, old_elm, ann) = (name("elm"), name("oak"), name("old-elm"), name("ann"));
+        registrar.add_lan(&oak, None, None).await.expect("a LAN");
+        registrar.add_lan(&old_elm, None, None).await.expect("a LAN whose name ends as another's");
+        for lan in [&elm, &oak, &old_elm] {
+            registrar.add_user(lan, &ann, &Limits::default()).await.expect("a user");
+        }
+        registrar.add_relay(&elm, &oak).await.expect("a relay named as a LAN");
+        let lifetime = Duration::HOUR;
+        let invitation = Invitation { lan: &oak, role: Role::User, name: &elm, limits: &Limits::default(), again: false, lifetime };
+        accounts.invite(&invitation, 7, &InviteSecret([1; 16])).await.expect("an invite");
+        accounts.revoke_invite(7).await.expect("an open invite");
+        accounts.remove_lan(&oak).await.expect("a LAN to remove");
+        let of_elm = ["lan.add elm", "user.add ann@elm", "relay.add oak@elm"];
+        let of_oak = ["lan.add oak", "user.add ann@oak", "user.invite elm@oak", "invite.revoke elm@oak", "lan.remove oak"];
+        for (lan, expected) in [(&elm, &of_elm[..]), (&oak, &of_oak[..])] {
+            let whole = whole(async |after| accounts.audit_part(Some(lan), after, 2).await).await.expect("the log");
+            assert_eq!(texts(&whole), expected);
+            let end = accounts.audit_log_end(Some(lan), 2).await.expect("the log's end");
+            assert_eq!(texts(&end), expected[expected.len() - 2..]);
+        }
+    }
+
+    fn texts(entries: &[AuditEntry]) -> Vec<String> {
+        entries.iter().map(|entry| format!("{} {}", entry.action, entry.subject)).collect()
+    }
+
+    async fn count(accounts: &Accounts) -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM audit").fetch_one(&accounts.pool).await.expect("a count")
     }
 

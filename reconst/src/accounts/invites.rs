@@ -225,16 +225,21 @@ impl Accounts {
     /// If there is none that is open.
     pub async fn revoke_invite(&self, invite: u32) -> Result<(), AccountsError> {
         let mut transaction = self.write().await?;
-        let done = sqlx::query("UPDATE invites SET revoked_at = $1 WHERE invite_id = $2 AND used_at IS NULL AND revoked_at IS NULL")
-            .bind(now())
-            .bind(i64::from(invite))
-            .execute(&mut *transaction)
-            .await?;
-        if done.rows_affected() == 0 {
-            return Err(AccountsError::NoInvite(invite));
-        }
+        let revoked: Option<i64> = sqlx::query_scalar(
+            "UPDATE invites SET revoked_at = $1 WHERE invite_id = $2 AND used_at IS NULL AND revoked_at IS NULL RETURNING member_id",
+        )
+        .bind(now())
+        .bind(i64::from(invite))
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let member = revoked.ok_or(AccountsError::NoInvite(invite))?;
+        let (role, name, lan): (String, String, String) =
+            sqlx::query_as("SELECT m.role, m.name, l.name FROM members m JOIN lans l ON l.lan_key = m.lan_key WHERE m.member_id = $1")
+                .bind(member)
+                .fetch_one(&mut *transaction)
+                .await?;
         self.touch(&mut transaction, Touched::Nobody).await?;
-        self.log(&mut transaction, "invite.revoke", &invite.to_string(), "").await?;
+        self.log(&mut transaction, "invite.revoke", &at(&parsed(&name)?, &parsed(&lan)?), &format!("{role}'s invite {invite}")).await?;
         Ok(transaction.commit().await?)
     }
 

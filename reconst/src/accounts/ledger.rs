@@ -192,7 +192,7 @@ mod tests {
         accounts.set_owner(&elm, &pc, Some(&ann)).await.expect("a relay and a user");
         let lent = |report: crate::accounts::report::UserReport| (report.lent_up_bytes, report.lent_down_bytes);
         assert_eq!((lent(report(NOVEMBER).await), lent(report(DECEMBER).await)), ((20, 400), (10, 200)));
-        let all = Members::after(None);
+        let all = Members::after(None, None);
         assert_eq!(lent(accounts.users(&all, NOVEMBER).await.expect("a list").items.remove(0)), (20, 400));
         let lenders = accounts.lenders(&all, NOVEMBER).await.expect("relays").items;
         assert_eq!(lenders.iter().map(|lender| (&lender.name, lender.carried.down)).collect::<Vec<_>>(), [(&pc, 400)]);

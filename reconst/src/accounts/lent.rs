@@ -215,7 +215,7 @@ mod tests {
 
         accounts.keep_used(&[(crate::accounts::Spender::User(anns), span(NOVEMBER), Used { up: 0, down: 575 })]).await.expect("kept");
         assert_eq!(earned(NOVEMBER).await.1, Some(50), "of 1,150");
-        let all = accounts.users(&crate::accounts::parts::Members::after(None), NOVEMBER).await.expect("users").items;
+        let all = accounts.users(&crate::accounts::parts::Members::after(None, None), NOVEMBER).await.expect("users").items;
         let listed: Vec<_> = all.iter().map(|user| (user.name.as_str(), user.earned_bytes)).collect();
         assert_eq!(listed, [("ann", Some(150)), ("bob", None), ("ann", Some(150))]);
 

@@ -90,10 +90,10 @@ pub async fn whole<T, P>(read: impl AsyncFn(Option<P>) -> Result<Part<T, P>, Acc
     }
 }
 
-impl Members<'_> {
-    /// A large part of the members of all LANs.
-    pub fn after(after: Option<MemberPlace>) -> Self {
-        Self { lan: None, after, limit: LARGE_PART }
+impl<'a> Members<'a> {
+    /// A large part of the members of `lan`, or of all LANs.
+    pub fn after(lan: Option<&'a Name>, after: Option<MemberPlace>) -> Self {
+        Self { lan, after, limit: LARGE_PART }
     }
 }
 

@@ -112,7 +112,7 @@ pub(super) fn name(text: &str) -> Result<Name, ApiError> {
     text.parse().map_err(|error| ApiError::bad_request(format!("{error}")))
 }
 
-/// Which part of a list is asked for.
+/// Which part of a list is asked for; `lan` comes only where the document names it.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PageQuery {
@@ -137,7 +137,7 @@ impl PageQuery {
         self.after.as_deref().map(str::parse).transpose().map_err(|_| ApiError::bad_request(PlaceError.to_string()))
     }
 
-    /// The LAN whose members are asked for.
+    /// The LAN whose items alone are asked for.
     pub(super) fn lan(&self) -> Result<Option<Name>, ApiError> {
         self.lan.as_deref().map(name).transpose()
     }

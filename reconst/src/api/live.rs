@@ -37,17 +37,17 @@ pub(super) async fn document() -> Response {
 
 pub(super) async fn sessions(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    Ok(Page::answer(api.sessions.part(query.after()?.as_ref(), query.limit())))
+    Ok(Page::answer(api.sessions.part(query.lan()?.as_ref(), query.after()?.as_ref(), query.limit())))
 }
 
 pub(super) async fn flows(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    Ok(Page::answer(api.sessions.dedicated_ports().part(query.after()?, query.limit())))
+    Ok(Page::answer(api.sessions.dedicated_ports().part(query.lan()?.as_ref(), query.after()?, query.limit())))
 }
 
 pub(super) async fn audit(State(api): State<Arc<Api>>, query: Result<Query<PageQuery>, QueryRejection>) -> Answer {
     let query = PageQuery::parse(query)?;
-    Ok(Page::answer(api.registrar.accounts().audit_part(query.after()?, query.limit()).await?))
+    Ok(Page::answer(api.registrar.accounts().audit_part(query.lan()?.as_ref(), query.after()?, query.limit()).await?))
 }
 
 /// The API as OpenAPI 3.1 describes it.

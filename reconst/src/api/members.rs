@@ -37,6 +37,7 @@ struct InviteReport {
 #[derive(Serialize)]
 struct RelayReport {
     name: String,
+    lan: String,
     lan_id: u16,
     owner: Option<String>,
     lent_up_bytes: u64,
@@ -87,6 +88,7 @@ pub(super) async fn relays(State(api): State<Arc<Api>>, query: Result<Query<Page
     let members = Members { lan: lan.as_ref(), after: query.after()?, limit: query.limit() };
     let report = |lender: Lender| RelayReport {
         name: lender.name.to_string(),
+        lan: lender.lan_name.to_string(),
         lan_id: lender.lan.0,
         owner: lender.owner.map(|name| name.to_string()),
         lent_up_bytes: lender.carried.up,

@@ -10,13 +10,14 @@ mod lans;
 mod live;
 mod members;
 mod nodes;
+mod parameters;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request, State},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
@@ -112,8 +113,9 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/audit", get(live::audit))
         .fallback(|| async { ApiError::no_such_path() })
         .method_not_allowed_fallback(|| async { ApiError::no_such_method() })
+        .layer(from_fn(parameters::check))
         .layer(from_fn_with_state(api.clone(), authenticate))
-        .merge(open)
+        .merge(open.layer(from_fn(parameters::check)))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }

@@ -7,8 +7,12 @@ use axum::{
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use shared::{
-    community::{member::Role, quota::Limits, weight::LineWeight},
-    ids::{PathId, SessionId},
+    community::{
+        member::{Identity, Role},
+        quota::Limits,
+        weight::LineWeight,
+    },
+    ids::{FlowId, LanId, PathId, SessionId},
     link::tls,
     transfer::{
         join::{JoinRequest, SessionSecret},
@@ -21,7 +25,7 @@ use super::*;
 use crate::{
     accounts::testing,
     authority::Authority,
-    dedicated::DedicatedPorts,
+    dedicated::{DedicatedPort, DedicatedPorts, Holder, Protocol},
     egress::{Egress, udp::IDLE_TIME},
     enrol::Enroller,
 };
@@ -150,6 +154,76 @@ async fn sessions_come_in_parts_that_make_up_the_whole() {
 }
 
 #[tokio::test]
+async fn sessions_flows_and_changes_are_listed_for_one_lan() {
+    let bench = Bench::new().await;
+    bench.ask(Method::PUT, "/v1/lans/oak", json!({ "lan_id": 16 })).await;
+    for (lan, user, sessions) in [("elm", "ann", 2), ("oak", "bob", 1), ("elm", "cid", 3), ("oak", "ann", 2)] {
+        bench.begin_sessions(lan, user, sessions).await;
+    }
+    let who = |item: &Value| format!("{} {}", item["lan_name"].as_str().expect("a LAN"), item["user"].as_str().expect("a user"));
+    for limit in [1, 2, 100] {
+        let of_elm = bench.whole(&format!("/v1/sessions?lan=elm&limit={limit}"), who).await;
+        assert_eq!(of_elm, ["elm ann", "elm ann", "elm cid", "elm cid", "elm cid"], "{limit} at a time");
+        let of_oak = bench.whole(&format!("/v1/sessions?limit={limit}&lan=oak"), who).await;
+        assert_eq!(of_oak, ["oak ann", "oak ann", "oak bob"], "{limit} at a time");
+    }
+
+    let _flows: Vec<_> = ["elm", "oak", "elm", "oak", "oak"].into_iter().map(|lan| bench.hold_port(lan)).collect();
+    let lan = |item: &Value| item["lan_name"].as_str().expect("a LAN").to_owned();
+    assert_eq!(bench.whole("/v1/flows?limit=2", lan).await, ["elm", "oak", "elm", "oak", "oak"]);
+    assert_eq!(bench.whole("/v1/flows?lan=elm&limit=1", lan).await, ["elm"; 2]);
+    assert_eq!(bench.whole("/v1/flows?lan=oak&limit=2", lan).await, ["oak"; 3]);
+
+    let change = |item: &Value| format!("{} {}", item["action"].as_str().expect("a word"), item["subject"].as_str().expect("a word"));
+    assert_eq!(bench.whole("/v1/audit?lan=oak&limit=2", change).await, ["lan.add oak", "user.add bob@oak", "user.add ann@oak"]);
+    for list in ["sessions", "flows", "audit"] {
+        assert_eq!(bench.whole(&format!("/v1/{list}?lan=yew"), change).await, [""; 0], "{list}");
+        assert_eq!(bench.ask(Method::GET, &format!("/v1/{list}?lan=Yew!"), Value::Null).await.0, StatusCode::BAD_REQUEST, "{list}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_operation_takes_is_refused_by_each() {
+    let bench = Bench::new().await;
+    for (method, path, operation) in operations() {
+        let concrete = path.replace("{lan}", "elm").replace("{name}", "ann");
+        let (status, answer) = bench.ask(method.clone(), &format!("{concrete}?color=red"), Value::Null).await;
+        assert_eq!((status, &answer["error"]["code"]), (StatusCode::BAD_REQUEST, &json!("bad-request")), "{method} {path}");
+        let message = answer["error"]["message"].as_str().expect("a reason");
+        assert!(message.contains("`color`") && message.contains(&path), "{message}");
+        for parameter in operation["parameters"].as_array().into_iter().flatten().filter(|parameter| parameter["in"] == "query") {
+            let name = parameter["name"].as_str().expect("a name");
+            assert!(message.contains(name), "{message} does not name {name}");
+        }
+    }
+    for path in ["/v1/lans?lan=elm", "/v1/nodes?limit=1&lan=elm", "/v1/export?lan=elm", "/v1/lans/elm/users/ann?limit=1"] {
+        assert_eq!(bench.ask(Method::GET, path, Value::Null).await.0, StatusCode::BAD_REQUEST, "{path}");
+    }
+    assert_eq!(bench.ask(Method::HEAD, "/v1/lans?lan=elm", Value::Null).await.0, StatusCode::BAD_REQUEST);
+    let (_, answer) = bench.ask(Method::GET, "/v1/nowhere?color=red", Value::Null).await;
+    assert_eq!(answer["error"]["code"], "no-such-path");
+}
+
+#[tokio::test]
+async fn what_the_document_names_is_taken() {
+    let bench = Bench::new().await;
+    for (method, path, operation) in operations() {
+        for parameter in operation["parameters"].as_array().into_iter().flatten().filter(|parameter| parameter["in"] == "query") {
+            let query = match parameter["name"].as_str().expect("a name") {
+                "limit" => "limit=1",
+                "lan" => "lan=elm",
+                // Other tests give the values that these take.
+                "after" | "dry_run" => continue,
+                name => panic!("{name} is tested nowhere"),
+            };
+            let (_, answer) = bench.ask(method.clone(), &format!("{path}?{query}"), Value::Null).await;
+            // A store in a file has no nodes to list.
+            assert_ne!(answer["error"]["code"], "bad-request", "{method} {path}?{query}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_lan_is_put_once_and_moved() {
     let bench = Bench::new().await;
     let put = async |body| bench.ask(Method::PUT, "/v1/lans/oak", body).await;
@@ -236,6 +310,17 @@ async fn what_is_exported_is_imported_again() {
     assert_eq!(import("", "version = 9".into()).await.0, StatusCode::BAD_REQUEST);
 }
 
+/// What the document has: method, path, and what it says of it.
+fn operations() -> Vec<(Method, String, Value)> {
+    let document: Value = serde_json::from_str(live::DOCUMENT).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths").clone();
+    let of_path = |(path, methods): (String, Value)| {
+        let methods = methods.as_object().expect("methods").clone();
+        methods.into_iter().map(move |(method, operation)| (method.to_uppercase().parse().expect("a method"), path.clone(), operation))
+    };
+    paths.into_iter().flat_map(of_path).collect()
+}
+
 struct Bench {
     router: Router,
     api: Arc<Api>,
@@ -294,6 +379,14 @@ impl Bench {
             };
             self.api.sessions.begin(&member, &request).await;
         }
+    }
+
+    /// A flow of a user of `lan`, for as long as what is given is there.
+    fn hold_port(&self, lan: &str) -> DedicatedPort {
+        let user = Identity { name: "ann".parse().expect("a name"), role: Role::User, lan: LanId(15) };
+        let (lan_name, session) = (lan.parse().expect("a name"), SessionId([7; 16]));
+        let holder = Holder { user, lan_name, session, flow: FlowId(1), origin: None };
+        self.api.sessions.dedicated_ports().hold(holder, Protocol::Tcp, 20_001, None)
     }
 
     async fn ask(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {

@@ -96,6 +96,11 @@ impl Spending {
         MemberId(self.sharer.0)
     }
 
+    /// The name of the LAN.
+    pub fn lan_name(&self) -> &Name {
+        &self.lan.name
+    }
+
     /// Whether both are spent from the same accounts.
     pub fn is_of_the_accounts_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.user, &other.user) && Arc::ptr_eq(&self.lan, &other.lan)

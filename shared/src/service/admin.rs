@@ -148,6 +148,10 @@ fn answer(request: &Request<Incoming>, page: &impl Fn(&str) -> Option<Page>) -> 
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "Only GET.\n");
     }
+    // What is asked for and not done would be taken for done.
+    if request.uri().query().is_some() {
+        return text(StatusCode::BAD_REQUEST, "Nothing here takes parameters.\n");
+    }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         path => match page(path) {
@@ -208,7 +212,10 @@ mod tests {
         assert_eq!(fetch(address, "/healthz").await.expect("health"), "ok\n");
         let status: serde_json::Value = serde_json::from_str(&fetch(address, "/status").await.expect("status")).expect("JSON");
         assert_eq!(status["paths"], 3);
-        assert!(matches!(fetch(address, "/other").await, Err(FetchError::Answer { .. })));
+        for (path, code) in [("/other", "404"), ("/status?lan=elm", "400")] {
+            let Err(FetchError::Answer { problem, .. }) = fetch(address, path).await else { panic!("{path} is answered") };
+            assert!(problem.starts_with(code), "{path}: {problem}");
+        }
     }
 
     #[tokio::test]

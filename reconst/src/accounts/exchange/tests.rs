@@ -31,7 +31,7 @@ async fn what_was_exported_and_lost_comes_back() {
     assert_eq!(ann.limits, limits());
     let certificate = shared::link::tls::certificate("certificate", &profile.certificate_pem).expect("PEM");
     accounts.authorise(&certificate, Role::User).await.expect("who is not in the file stays");
-    let log = accounts.audit_log_end(4).await.expect("a log");
+    let log = accounts.audit_log_end(None, 4).await.expect("a log");
     assert_eq!(log.iter().map(|entry| format!("{} {}", entry.action, entry.subject)).collect::<Vec<_>>()[..3], actions[..3]);
 }
 
