@@ -4,7 +4,9 @@ mod database;
 mod exchange;
 mod flows;
 mod inviting;
+mod lan;
 mod limits;
+mod member;
 mod node;
 mod options;
 mod register;
@@ -38,13 +40,13 @@ enum Command {
     Init(register::Init),
     /// Add, list and remove LANs
     #[command(subcommand)]
-    Lan(register::LanCommand),
+    Lan(lan::LanCommand),
     /// Add, list and remove users
     #[command(subcommand)]
-    User(register::UserCommand),
+    User(member::UserCommand),
     /// Add, list and remove relays
     #[command(subcommand)]
-    Relay(register::RelayCommand),
+    Relay(member::RelayCommand),
     /// List and withdraw invites
     #[command(subcommand)]
     Invite(inviting::InviteCommand),
