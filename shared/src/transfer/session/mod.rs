@@ -55,7 +55,8 @@ pub struct Session {
     epoch: Instant,
     /// The latest time that a caller has told.
     clock: Instant,
-    paths: BTreeMap<PathId, Path>,
+    /// Boxed, since a node of the map has room for eleven and a session two or three.
+    paths: BTreeMap<PathId, Box<Path>>,
     flows: BTreeMap<FlowId, Flow>,
     control_in: MessageReader,
     next_flow: u64,
@@ -163,7 +164,7 @@ impl Session {
 
     /// Adds a path that the driver has authenticated. Its number must be new to the session.
     pub fn add_path(&mut self, now: Instant, id: PathId, info: PathInfo) {
-        self.paths.insert(id, Path::new(now, id, info));
+        self.paths.insert(id, Box::new(Path::new(now, id, info)));
         self.events.push_back(Event::Path(id, PathState::Active));
     }
 
@@ -394,7 +395,7 @@ impl Session {
 
     /// The figures of each path.
     pub fn path_status(&self) -> Vec<PathStatus> {
-        self.paths.values().map(Path::status).collect()
+        self.paths.values().map(|path| path.status()).collect()
     }
 
     /// The session's figures.
@@ -419,7 +420,7 @@ impl Session {
 
     /// Whether any path is in service.
     pub fn has_active_path(&self) -> bool {
-        self.paths.values().any(Path::is_active)
+        self.paths.values().any(|path| path.is_active())
     }
 
     /// The memory that received and unsent flow bytes take, bookkeeping included.

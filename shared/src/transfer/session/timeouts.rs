@@ -19,7 +19,7 @@ impl Session {
             [path.acks.due(), path.recovery.loss_at(), probe_timeout, self.ping_at(path)].into_iter().flatten().min()
         };
         let others = [self.paced_until, self.credit_told_at(), self.next_call_at(), self.parcels.expires_at()];
-        self.paths.values().filter_map(of_path).chain(others.into_iter().flatten()).min()
+        self.paths.values().filter_map(|path| of_path(path)).chain(others.into_iter().flatten()).min()
     }
 
     /// When a path is pinged next.

@@ -11,7 +11,7 @@ use crate::{
     transfer::{
         control::Message,
         packet::DatagramWriter,
-        path::{OVERHEAD_BYTES, Path, PathState},
+        path::{OVERHEAD_BYTES, PathState},
         recovery::Pieces,
         schedule::{Class, Pending},
         send_buffer::Piece,
@@ -185,7 +185,7 @@ impl Session {
         self.paced_until = None;
         self.candidates.clear();
         let something_waits = self.waiting.values().any(|flows| !flows.is_empty()) || self.parcels.something_waits();
-        let any_stays = self.paths.values().any(Path::is_staying);
+        let any_stays = self.paths.values().any(|path| path.is_staying());
         for path in self.paths.values_mut().filter(|path| if any_stays { path.is_staying() } else { path.is_active() }) {
             let (candidate, paced_until) = path.candidate(now);
             self.candidates.push(candidate);
