@@ -34,7 +34,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use shared::{community::roster::RosterConfig, service::Shutdown, transfer::schedule::Policy, units::Rate};
+use shared::{community::roster::RosterConfig, transfer::schedule::Policy, units::Rate};
 
 pub use self::{
     accounts::Database,
@@ -105,14 +105,6 @@ impl Config {
             drain_time: DEFAULT_DRAIN_TIME,
         }
     }
-}
-
-/// Starts, and runs until `shutdown` and the drain after it.
-///
-/// # Errors
-/// If it can't start.
-pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    start(config, shutdown).await?.wait().await
 }
 
 /// Most responses are over by then; service managers kill after 90 s.

@@ -51,7 +51,6 @@ pub struct Running {
     directory: Directory,
     login_endpoint: Endpoint,
     login_address: SocketAddr,
-    admin_address: Option<SocketAddr>,
     api_address: Option<SocketAddr>,
     data_addresses: watch::Receiver<DataAddresses>,
     /// Gives the ports back once it is time to drain.
@@ -229,7 +228,6 @@ pub async fn start(config: Config, shutdown: Shutdown) -> anyhow::Result<Running
         directory,
         login_endpoint,
         login_address,
-        admin_address,
         api_address,
         data_addresses,
         serving_lans,
@@ -256,11 +254,6 @@ impl Running {
     /// Where the paths of `lan` are served, if they are.
     pub fn data_addr(&self, lan: LanId) -> Option<SocketAddr> {
         self.data_addresses.borrow().get(&lan).copied()
-    }
-
-    /// Where `status` is answered, if it is.
-    pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.admin_address
     }
 
     /// Where the admin API is, if it is.

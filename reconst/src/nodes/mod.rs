@@ -45,7 +45,6 @@ pub struct Nodes {
     accounts: Accounts,
     registration: Registration,
     identity: NodeIdentity,
-    capacity_bits_per_second: u64,
     view: watch::Sender<Arc<View>>,
 }
 
@@ -83,7 +82,7 @@ impl Nodes {
         let (registration, is_claimed) =
             accounts.register_node(&mut connection, &identity.name, &identity.public, capacity_bits_per_second).await?;
         let view = watch::Sender::default();
-        let nodes = Self { accounts: accounts.clone(), registration, identity, capacity_bits_per_second, view };
+        let nodes = Self { accounts: accounts.clone(), registration, identity, view };
         let now = Instant::now();
         let mut beating = Beating { connection, is_claimed, answered_since: now, pending_since: BTreeMap::new() };
         nodes.beat(&mut beating, Load::default()).await?;
@@ -182,16 +181,6 @@ impl Nodes {
     /// Whether no other node is alive.
     pub(crate) fn is_alone(&self) -> bool {
         self.view.borrow().nodes.iter().all(|node| node.key == self.key() || !node.is_alive())
-    }
-
-    /// This node's name.
-    pub fn name(&self) -> &Name {
-        &self.identity.name
-    }
-
-    /// What this node can carry.
-    pub fn capacity_bits_per_second(&self) -> u64 {
-        self.capacity_bits_per_second
     }
 
     /// The nodes and placements, as last heard.
