@@ -207,13 +207,16 @@ fn take_path(body: &mut &[u8]) -> Result<PathId, WireError> {
 /// Puts messages together from the control flow's bytes, however they are cut.
 #[derive(Debug, Default)]
 pub struct MessageReader {
-    partial: Vec<u8>,
+    bytes: Vec<u8>,
+    /// So many of them have been read.
+    read: usize,
 }
 
 impl MessageReader {
     /// Adds bytes.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.partial.extend_from_slice(bytes);
+        self.bytes.drain(..std::mem::take(&mut self.read));
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// Takes the next whole message out that this end knows.
@@ -222,7 +225,11 @@ impl MessageReader {
     /// If a message is longer than any may be, or cut short within itself.
     pub fn next_message(&mut self) -> Result<Option<Message>, WireError> {
         loop {
-            let mut input = &self.partial[..];
+            if self.read == self.bytes.len() {
+                self.bytes.clear();
+                self.read = 0;
+            }
+            let mut input = &self.bytes[self.read..];
             let Ok(len) = wire::take_varint(&mut input) else { return Ok(None) };
             if len > MAX_MESSAGE_BYTES {
                 return Err(WireError::Value("message length"));
@@ -232,8 +239,7 @@ impl MessageReader {
                 return Ok(None);
             }
             let message = Message::decode(&input[..len])?;
-            let used = self.partial.len() - input.len() + len;
-            self.partial.drain(..used);
+            self.read = self.bytes.len() - input.len() + len;
             if message.is_some() {
                 return Ok(message);
             }
@@ -273,6 +279,16 @@ mod tests {
             }
         }
         assert_eq!(got, messages);
+    }
+
+    /// Ends in no time that anybody waits for if each message moves those behind it.
+    #[test]
+    fn a_flood_of_small_messages_is_read_in_one_pass() {
+        let mut reader = MessageReader::default();
+        reader.push(&[1, 0x7f].repeat(8 << 20));
+        Message::Full { path: PathId(7) }.encode(&mut reader.bytes);
+        assert_eq!(reader.next_message(), Ok(Some(Message::Full { path: PathId(7) })));
+        assert_eq!(reader.next_message(), Ok(None));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{acks::HeldBack, packet::Ack, send_buffer::Piece};
+use super::{acks::HeldBack, packet::Ack, ranges::RangeSet, send_buffer::Piece};
 use crate::ids::Seq;
 
 /// What a path has in flight.
@@ -19,6 +19,8 @@ pub struct Recovery {
     /// From the number `first` on without a gap; the front one is in flight, those behind it may be settled.
     sent: VecDeque<Sent>,
     first: u64,
+    /// The numbers of those that are settled, so that an acknowledgement that comes again costs nothing, however many it covers.
+    settled: RangeSet,
     /// What was given up or lost a short while ago: it may still be acknowledged.
     late_by_seq: BTreeMap<u64, Sent>,
     in_flight_bytes: u64,
@@ -178,6 +180,7 @@ impl Recovery {
         Self {
             sent: VecDeque::new(),
             first: 0,
+            settled: RangeSet::default(),
             late_by_seq: BTreeMap::new(),
             in_flight_bytes: 0,
             largest_acked: None,
@@ -267,6 +270,7 @@ impl Recovery {
             }
         }
         self.first = next_seq;
+        self.settled.clear();
         self.in_flight_bytes = 0;
         self.progress_at = None;
         self.loss_at = None;
@@ -328,16 +332,15 @@ impl Recovery {
     }
 
     fn settle_acked(&mut self, now: Instant, range: &Range<u64>, outcome: &mut AckOutcome) {
-        for seq in range.start.max(self.first)..range.end {
+        let remembered = range.start.max(self.first)..range.end;
+        for seq in self.settled.gaps(remembered.clone()).into_iter().flatten() {
             let sent = &mut self.sent[(seq - self.first) as usize];
-            if sent.state == SentState::Settled {
-                continue;
-            }
             self.in_flight_bytes -= u64::from(sent.bytes);
             sent.state = SentState::Settled;
             outcome.acked_bytes += u64::from(sent.bytes);
             outcome.acked.extend(std::mem::take(&mut sent.pieces).iter());
         }
+        self.settled.insert(remembered);
         while let Some((&seq, _)) = self.late_by_seq.range(range.clone()).next() {
             let sent = self.late_by_seq.remove(&seq).expect("found above");
             if sent.state == SentState::Lost {
@@ -379,6 +382,7 @@ impl Recovery {
             self.in_flight_bytes -= u64::from(sent.bytes);
             self.late_by_seq.insert(seq, Sent { state: SentState::Lost, ..sent.clone() });
             sent.state = SentState::Settled;
+            self.settled.insert(seq..seq + 1);
         }
         self.forget_settled(now);
     }
@@ -397,6 +401,7 @@ impl Recovery {
             self.sent.pop_front();
             self.first += 1;
         }
+        self.settled.remove(0..self.first);
         while let Some(entry) = self.late_by_seq.first_entry()
             && entry.get().at + KEPT_FOR_LATE_ACKS < now
         {
@@ -430,3 +435,39 @@ const REINJECT_LOOK_AHEAD: usize = 64;
 /// The least that a probe timeout is above the round-trip time: what a busy machine's scheduling takes now and then, far below what
 /// a person notices.
 const PROBE_MARGIN: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::PathId;
+
+    /// Ends in no time that anybody waits for if each looks at all that it covers.
+    #[test]
+    fn an_acknowledgement_that_comes_again_costs_and_changes_nothing() {
+        let begin = Instant::now();
+        let now = begin + Duration::from_secs(1);
+        let mut recovery = Recovery::new(now - begin);
+        let send = |recovery: &mut Recovery, now, datagrams| {
+            (0..datagrams).for_each(|_| recovery.on_sent(now, 1000, now, Pieces::default()));
+            recovery.next_seq().0
+        };
+        // On a path that reorders, what was overtaken is not lost at once.
+        let end = send(&mut recovery, begin, 8);
+        assert!(recovery.on_ack(now, &ack(4..end)).lost_datagrams > 0);
+        assert_eq!(recovery.on_ack(now, &ack(0..1)).spurious_bytes, 1000);
+        let first = end;
+        let end = send(&mut recovery, now, MAX_SENT);
+        let covered = ack(first + 1..end);
+        assert_eq!(recovery.on_ack(now, &covered).acked_bytes, (end - first - 1) * 1000);
+        for _ in 0..300_000 {
+            assert_eq!(recovery.on_ack(now, &covered).acked_bytes, 0);
+        }
+        assert_eq!(recovery.in_flight_bytes(), 1000);
+        assert_eq!(recovery.on_ack(now, &ack(first..end)).acked_bytes, 1000);
+        assert_eq!((recovery.in_flight_bytes(), recovery.sent.len(), recovery.settled.len()), (0, 0, 0));
+    }
+
+    fn ack(range: Range<u64>) -> Ack {
+        Ack { path: PathId(1), received_at_us: 0, delay_us: 0, held_back_us: 0, ranges: vec![range] }
+    }
+}

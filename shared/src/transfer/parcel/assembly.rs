@@ -1,7 +1,7 @@
 //! Parcels that are put together from fragments, of all flows of a session.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,8 @@ pub(in crate::transfer) struct Assembly {
     partial_by_parcel: BTreeMap<(FlowId, u64), Partial>,
     /// In the order in which they began; those that are no more among them.
     began: VecDeque<(Instant, FlowId, u64)>,
+    /// What each flow's parcels cost, and all of them.
+    bytes_by_flow: BTreeMap<FlowId, usize>,
     bytes: usize,
 }
 
@@ -39,8 +41,9 @@ pub const FLOW_ASSEMBLY_BYTES: usize = 1 << 20;
 /// And of all flows of a session.
 pub const SESSION_ASSEMBLY_BYTES: usize = 4 << 20;
 
-/// What a parcel costs besides its bytes, and each further run of bytes that it holds.
-const PARTIAL_BYTES: usize = 256;
+/// What a parcel costs besides its bytes, and each run of bytes that it holds.
+const PARTIAL_BYTES: usize = 512;
+const RUN_BYTES: usize = 32;
 
 /// Runs of bytes of one parcel with gaps between them: fragments are of 1,000 bytes and more but the last.
 const RUNS_MAX: usize = 128;
@@ -51,10 +54,9 @@ impl Assembly {
         self.expire(now);
         let key = (fragment.flow, fragment.number);
         if !self.partial_by_parcel.contains_key(&key) {
-            let cost = fragment.total as usize + PARTIAL_BYTES;
-            self.make_room(fragment.flow, cost);
-            self.bytes += cost;
+            self.make_room(fragment.flow, fragment.total as usize + PARTIAL_BYTES);
             let partial = Partial { began: now, bytes: vec![0; fragment.total as usize], arrived: RangeSet::default() };
+            self.spend(fragment.flow, partial.cost());
             self.partial_by_parcel.insert(key, partial);
             self.began.push_back((now, fragment.flow, fragment.number));
             self.shed_settled();
@@ -65,12 +67,17 @@ impl Assembly {
             self.remove(key);
             return None;
         }
+        let before = partial.cost();
         partial.bytes[start..end].copy_from_slice(&fragment.bytes);
         partial.arrived.insert(start as u64..end as u64);
-        if partial.arrived.first() != Some(0..u64::from(fragment.total)) {
-            return None;
+        let (after, is_whole) = (partial.cost(), partial.arrived.first() == Some(0..u64::from(fragment.total)));
+        self.give_back(fragment.flow, before);
+        self.spend(fragment.flow, after);
+        if is_whole {
+            return self.remove(key).map(|partial| partial.bytes.into());
         }
-        self.remove(key).map(|partial| partial.bytes.into())
+        self.make_room(fragment.flow, 0);
+        None
     }
 
     /// When [`Assembly::expire`] has something to do.
@@ -106,12 +113,10 @@ impl Assembly {
     }
 
     fn make_room(&mut self, flow: FlowId, bytes: usize) {
-        let of_flow = self.partial_by_parcel.range((flow, 0)..=(flow, u64::MAX));
-        let mut flow_bytes: usize = of_flow.map(|(_, partial)| partial.cost()).sum();
-        while flow_bytes + bytes > FLOW_ASSEMBLY_BYTES
+        while self.bytes_by_flow.get(&flow).is_some_and(|of_flow| of_flow + bytes > FLOW_ASSEMBLY_BYTES)
             && let Some(key) = self.oldest_of(flow)
         {
-            flow_bytes -= self.remove(key).map_or(0, |partial| partial.cost());
+            self.remove(key);
         }
         while self.bytes + bytes > SESSION_ASSEMBLY_BYTES
             && let Some((began, flow, number)) = self.began.pop_front()
@@ -143,14 +148,29 @@ impl Assembly {
 
     fn remove(&mut self, key: (FlowId, u64)) -> Option<Partial> {
         let partial = self.partial_by_parcel.remove(&key)?;
-        self.bytes -= partial.cost();
+        self.give_back(key.0, partial.cost());
         Some(partial)
+    }
+
+    fn spend(&mut self, flow: FlowId, bytes: usize) {
+        self.bytes += bytes;
+        *self.bytes_by_flow.entry(flow).or_default() += bytes;
+    }
+
+    fn give_back(&mut self, flow: FlowId, bytes: usize) {
+        self.bytes -= bytes;
+        if let Entry::Occupied(mut of_flow) = self.bytes_by_flow.entry(flow) {
+            *of_flow.get_mut() -= bytes;
+            if *of_flow.get() == 0 {
+                of_flow.remove();
+            }
+        }
     }
 }
 
 impl Partial {
     fn cost(&self) -> usize {
-        self.bytes.len() + PARTIAL_BYTES
+        self.bytes.len() + PARTIAL_BYTES + self.arrived.len() * RUN_BYTES
     }
 }
 
@@ -199,6 +219,33 @@ mod tests {
         let expires_at = assembly.expires_at().expect("something to give up");
         assembly.expire(expires_at);
         assert_eq!((assembly.memory_bytes(), assembly.expires_at()), (0, None));
+    }
+
+    #[test]
+    fn parcels_in_many_runs_are_fewer() {
+        let now = Instant::now();
+        let mut assembly = Assembly::default();
+        let whole = Bytes::from(vec![1; 2 * RUNS_MAX]);
+        for number in 0..2000 {
+            for run in 0..RUNS_MAX {
+                assembly.insert(now, part(number, &whole, 2 * run..2 * run + 1));
+                assert!(assembly.memory_bytes() <= FLOW_ASSEMBLY_BYTES);
+            }
+        }
+        assert!(assembly.partial_by_parcel.len() <= FLOW_ASSEMBLY_BYTES / (RUNS_MAX * RUN_BYTES));
+    }
+
+    /// Ends in no time that anybody waits for if each looks at all the others.
+    #[test]
+    fn a_flood_of_beginnings_costs_each_the_same() {
+        let now = Instant::now();
+        let mut assembly = Assembly::default();
+        let whole = Bytes::from(vec![1; 2]);
+        for number in 0..1_000_000 {
+            assembly.insert(now, part(number, &whole, 0..1));
+        }
+        assert_eq!(assembly.bytes, assembly.partial_by_parcel.values().map(Partial::cost).sum::<usize>());
+        assert_eq!(assembly.bytes_by_flow, BTreeMap::from([(FlowId(3), assembly.bytes)]));
     }
 
     #[test]

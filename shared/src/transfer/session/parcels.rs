@@ -5,7 +5,7 @@
 //! and control goes before both.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -44,6 +44,9 @@ pub(super) struct ParcelTraffic {
 /// is left for the rest however many flood.
 const FLOW_SHARE: f64 = 0.25;
 const SESSION_SHARE: f64 = 0.5;
+
+/// What is left of a session's queue that is too long.
+const SHORTENED_BYTES: usize = SESSION_QUEUE_BYTES / 16 * 15;
 
 impl ParcelTraffic {
     pub(super) fn new(policy: Policy) -> Self {
@@ -99,7 +102,9 @@ impl Session {
         let dropped = parcels.push(now, bytes);
         self.parcels.queued_bytes = self.parcels.queued_bytes + parcels.queued_bytes() - before;
         self.counters.dropped_parcels += dropped;
-        while self.parcels.queued_bytes > SESSION_QUEUE_BYTES && self.drop_from_the_fattest() {}
+        if self.parcels.queued_bytes > SESSION_QUEUE_BYTES {
+            self.shorten_queue();
+        }
         self.enqueue_parcels(now, id);
         Ok(())
     }
@@ -279,17 +284,21 @@ impl Session {
         Pending::Bytes(bytes)
     }
 
-    /// Drops the oldest parcel of the flow that takes most of the queue (as FQ-CoDel does, RFC 8290 §4.1.2).
-    fn drop_from_the_fattest(&mut self) -> bool {
-        let flows = self.parcels.waiting.values().flatten().copied();
+    /// Drops the oldest parcels of the flows that take most of the queue (as FQ-CoDel does, RFC 8290 §4.1.2): so many that those flows need not be
+    /// looked for again with the next parcel.
+    fn shorten_queue(&mut self) {
         let queued = |id: &FlowId| self.flows.get(id).and_then(|flow| flow.parcels.as_ref()).map_or(0, |parcels| parcels.queued_bytes());
-        let Some(fattest) = flows.max_by_key(queued) else { return false };
-        let Some(parcels) = self.flows.get_mut(&fattest).and_then(|flow| flow.parcels.as_mut()) else { return false };
-        let before = parcels.queued_bytes();
-        let has_dropped = parcels.drop_head();
-        self.parcels.queued_bytes -= before - parcels.queued_bytes();
-        self.counters.dropped_parcels += u64::from(has_dropped);
-        has_dropped
+        let mut fattest: BinaryHeap<_> = self.parcels.waiting.values().flatten().map(|id| (queued(id), *id)).collect();
+        while self.parcels.queued_bytes > SHORTENED_BYTES
+            && let Some((before, id)) = fattest.pop()
+        {
+            let Some(parcels) = self.flows.get_mut(&id).and_then(|flow| flow.parcels.as_mut()) else { continue };
+            if parcels.drop_head() {
+                self.parcels.queued_bytes -= before - parcels.queued_bytes();
+                self.counters.dropped_parcels += 1;
+                fattest.push((parcels.queued_bytes(), id));
+            }
+        }
     }
 
     fn active_rate(&self) -> f64 {
@@ -322,5 +331,32 @@ impl Room for Writers {
 
     fn alone(&self, flow: FlowId, number: u64) -> usize {
         self.0.iter().map(|(_, writer)| writer.fragment_room_alone(flow, number)).min().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transfer::session::{Limits, Side};
+
+    /// Ends in no time that anybody waits for if each parcel has the fattest flow looked for among all.
+    #[test]
+    fn a_flood_over_many_flows_costs_the_fat_ones_their_oldest_and_each_parcel_the_same() {
+        let now = Instant::now();
+        let mut session = Session::new(now, Side::Proxy, Policy::Adaptive, Limits::default());
+        let flows: Vec<FlowId> = (0..Limits::default().flows).map(|_| session.open().expect("a flow")).collect();
+        let parcel = |len| Bytes::from(vec![7; len]);
+        for &id in &flows {
+            session.carry_parcels(id, Policy::Adaptive);
+            session.send_parcel(now, id, parcel(100)).expect("a flow of parcels");
+        }
+        let queued = |session: &Session, id| session.flows[id].parcels.as_ref().expect("a flow of parcels").queued_bytes();
+        let thin = queued(&session, &flows[0]);
+        for place in 0..500_000 {
+            session.send_parcel(now, flows[place % 100], parcel(1000)).expect("a flow of parcels");
+            assert!(session.parcels.queued_bytes <= SESSION_QUEUE_BYTES);
+        }
+        assert!(flows[100..].iter().all(|id| queued(&session, id) == thin));
+        assert_eq!(session.parcels.queued_bytes, flows.iter().map(|id| queued(&session, id)).sum::<usize>());
     }
 }
