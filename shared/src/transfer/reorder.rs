@@ -54,6 +54,13 @@ pub const CHUNK_OVERHEAD_BYTES: u64 = 96;
 /// Chunks that hold less are copied, so that a few bytes don't hold a whole datagram's memory.
 const COPY_BELOW_BYTES: usize = 512;
 
+/// So many may wait as they came. Beyond it they are copied: what arrived in one system call is one piece of memory, up to 64 KiB, and each chunk
+/// that waits in it keeps all of it. An application that keeps up leaves no more than the driver works in at once, which cost nothing so.
+const UNCOPIED_MAX: usize = 64;
+
+/// What is put together of small chunks, at most.
+const BLOCK_BYTES: usize = 64 * 1024;
+
 /// Pieces that may wait behind holes for each KiB of credit in use, and at least. Chunks of honest senders hold about 1 KiB or end a
 /// write; this bounds what a sender of one-byte chunks can cost.
 const WAITING_PER_KIB: u64 = 4;
@@ -98,16 +105,17 @@ impl Reorder {
         }
         self.highest = self.highest.max(range.end);
         let before = self.delivered;
+        let is_crowded = self.ready.len() + self.waiting_by_offset.len() >= UNCOPIED_MAX;
         if range.start <= self.delivered && self.waiting_by_offset.is_empty() {
-            self.deliver(range, bytes);
+            self.deliver(range, bytes, is_crowded);
         } else {
-            self.store(range, bytes);
+            self.store(range, bytes, is_crowded);
             while let Some(entry) = self.waiting_by_offset.first_entry()
                 && *entry.key() <= self.delivered
             {
                 let (start, bytes) = entry.remove_entry();
                 self.waiting_bytes -= bytes.len() as u64;
-                self.deliver(start..start + bytes.len() as u64, bytes);
+                self.deliver(start..start + bytes.len() as u64, bytes, false);
             }
         }
         Ok(self.delivered > before || (ended && self.is_complete()))
@@ -178,15 +186,18 @@ impl Reorder {
     }
 
     /// Appends what of `range` is new to what is in order; the range must reach back to it.
-    fn deliver(&mut self, range: Range<u64>, mut bytes: Bytes) {
+    fn deliver(&mut self, range: Range<u64>, mut bytes: Bytes, copies: bool) {
         if range.end <= self.delivered {
             return;
         }
         let new = bytes.split_off((self.delivered - range.start) as usize);
         self.delivered = range.end;
         self.ready_bytes += new.len() as u64;
-        if new.len() < COPY_BELOW_BYTES {
+        if copies || new.len() < COPY_BELOW_BYTES {
             self.ready_small.extend_from_slice(&new);
+            if self.ready_small.len() >= BLOCK_BYTES {
+                self.ready.push_back(self.ready_small.split().freeze());
+            }
             return;
         }
         if !self.ready_small.is_empty() {
@@ -196,7 +207,7 @@ impl Reorder {
     }
 
     /// Keeps what of `range` neither is in order nor waits already.
-    fn store(&mut self, range: Range<u64>, bytes: Bytes) {
+    fn store(&mut self, range: Range<u64>, bytes: Bytes, copies: bool) {
         let mut at = range.start.max(self.delivered);
         if let Some((&start, waiting)) = self.waiting_by_offset.range(..=at).next_back() {
             at = at.max(start + waiting.len() as u64);
@@ -206,7 +217,7 @@ impl Reorder {
             if gap_end > at {
                 let piece = bytes.slice((at - range.start) as usize..(gap_end - range.start) as usize);
                 self.waiting_bytes += piece.len() as u64;
-                self.waiting_by_offset.insert(at, compact(piece));
+                self.waiting_by_offset.insert(at, if copies { Bytes::copy_from_slice(&piece) } else { compact(piece) });
             }
             let Some(next) = self.waiting_by_offset.get(&gap_end) else { break };
             at = gap_end + next.len() as u64;
@@ -220,6 +231,11 @@ fn compact(bytes: Bytes) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    };
+
     use proptest::prelude::*;
 
     use super::*;
@@ -267,5 +283,42 @@ mod tests {
         let refused = (1..100_000).step_by(2).find(|&offset| reorder.insert(offset, Bytes::from_static(b"x"), false).is_err());
         assert!(refused.is_some());
         assert!(reorder.memory_bytes() < 256 * 1024, "{}", reorder.memory_bytes());
+    }
+
+    #[test]
+    fn chunks_that_wait_do_not_keep_what_arrived_with_them() {
+        let limit = 256 * 1024;
+        for first in [0, 1] {
+            let kept = Arc::new(AtomicUsize::new(0));
+            let mut reorder = Reorder::new(limit);
+            for offset in (first..limit - 512).step_by(512) {
+                let arrived = Bytes::from_owner(Arrived::new(&kept));
+                reorder.insert(offset, arrived.slice(1000..1512), false).expect("within the rules");
+            }
+            assert!(kept.load(Relaxed) <= UNCOPIED_MAX * 65536, "{} with a hole of {first}", kept.load(Relaxed));
+            assert!(reorder.memory_bytes() >= limit - 1024);
+        }
+    }
+
+    /// What a system call received.
+    struct Arrived(Vec<u8>, Arc<AtomicUsize>);
+
+    impl Arrived {
+        fn new(kept: &Arc<AtomicUsize>) -> Self {
+            kept.fetch_add(65536, Relaxed);
+            Self(vec![7; 65536], kept.clone())
+        }
+    }
+
+    impl AsRef<[u8]> for Arrived {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Arrived {
+        fn drop(&mut self) {
+            self.1.fetch_sub(65536, Relaxed);
+        }
     }
 }
