@@ -162,8 +162,9 @@ impl Session {
         }
     }
 
-    /// Adds a path that the driver has authenticated. Its number must be new to the session.
+    /// Adds a path that the driver has authenticated. Its number must be new to the session: a path that has it is removed.
     pub fn add_path(&mut self, now: Instant, id: PathId, info: PathInfo) {
+        self.remove_path(id);
         self.paths.insert(id, Box::new(Path::new(now, id, info)));
         self.events.push_back(Event::Path(id, PathState::Active));
     }

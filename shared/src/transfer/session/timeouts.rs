@@ -133,6 +133,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_flight_on_a_path_whose_number_is_used_again_goes_out_again() {
+        let start = Instant::now();
+        let (mut near, mut far) = ends(start);
+        write(&mut near, start);
+        near.add_path(start, PATH, PathInfo { weight: Default::default(), max_datagram_bytes: 1400, rtt: RTT });
+        let again = drain(&mut near, start);
+        exchange(&mut far, start, again);
+        let mut came = 0;
+        while let Read::Bytes(bytes) = far.read(FlowId(1), usize::MAX) {
+            came += bytes.len();
+        }
+        assert_eq!(came, 5000);
+    }
+
+    #[test]
     fn credit_is_owed_for_a_while_so_that_what_many_flows_owe_is_told_at_once() {
         let start = Instant::now();
         let (mut near, mut far) = ends(start);
