@@ -23,7 +23,6 @@ use std::{
 
 use shared::{
     community::quota::{Account, Limits, Refused, SharedAccount, Sharer, UnixSeconds, Used, WallClock},
-    ids::LanId,
     target::{Refusal, RefusalKind},
     units::Rate,
 };
@@ -54,7 +53,8 @@ pub struct Keeper {
 struct Shared {
     accounts: Accounts,
     users: Mutex<HashMap<MemberId, Arc<UserAccount>>>,
-    lans: Mutex<HashMap<LanId, Arc<LanAccount>>>,
+    /// By key, since a LAN's number may be another's a moment after it was removed.
+    lans: Mutex<HashMap<LanKey, Arc<LanAccount>>>,
     /// The server's own line, if its rate is known: shared between all users.
     line: Option<Arc<Mutex<SharedAccount>>>,
     /// Held while an account is read or let go, so that it is never counted twice.
@@ -125,13 +125,13 @@ impl Keeper {
     /// # Errors
     /// If one is not known yet and the store does not answer.
     pub async fn spending(&self, member: &Member) -> Result<Arc<Spending>, AccountsError> {
-        let (user, lan) = (self.account(member).await?, self.lan_account(member.identity.lan).await?);
+        let (user, lan) = (self.account(member).await?, self.lan_account(member).await?);
         Ok(Arc::new(Spending { user, lan, line: self.shared.line.clone(), sharer: Sharer(member.account.0) }))
     }
 
-    async fn lan_account(&self, lan: LanId) -> Result<Arc<LanAccount>, AccountsError> {
+    async fn lan_account(&self, member: &Member) -> Result<Arc<LanAccount>, AccountsError> {
         let shared = &self.shared;
-        let known = || shared.lock_lans().get(&lan).cloned();
+        let known = || shared.lock_lans().get(&member.lan_key).cloned();
         if let Some(account) = known() {
             return Ok(account);
         }
@@ -139,7 +139,11 @@ impl Keeper {
         if let Some(account) = known() {
             return Ok(account);
         }
-        let row = shared.accounts.lan_account(lan).await?;
+        let as_kept = async || {
+            let row = shared.accounts.lan_account(member.identity.lan).await?;
+            if row.key == member.lan_key { Ok(row) } else { Err(AccountsError::NoLan(member.lan_name.clone())) }
+        };
+        let row = as_kept().await?;
         let spender = Spender::Lan(row.key);
         let (used, elsewhere) = self.used(spender).await?;
         let mut account = SharedAccount::new(Instant::now(), shared.time(), row.limits.clone(), row.since, used);
@@ -147,9 +151,9 @@ impl Keeper {
             account.account_mut().share(elsewhere);
         }
         let account = Arc::new(LanAccount::new(row, account, shared.time.clone(), shared.reporting(spender)));
-        shared.lock_lans().insert(lan, account.clone());
+        shared.lock_lans().insert(member.lan_key, account.clone());
         // What was changed before it was there told nobody.
-        account.set_limits(shared.accounts.lan_account(lan).await?.limits);
+        account.set_limits(as_kept().await?.limits);
         Ok(account)
     }
 
@@ -315,7 +319,7 @@ impl Shared {
         self.users.lock().expect("nothing panics under the lock")
     }
 
-    fn lock_lans(&self) -> MutexGuard<'_, HashMap<LanId, Arc<LanAccount>>> {
+    fn lock_lans(&self) -> MutexGuard<'_, HashMap<LanKey, Arc<LanAccount>>> {
         self.lans.lock().expect("nothing panics under the lock")
     }
 

@@ -41,6 +41,23 @@ async fn what_was_kept_outlives_the_keeper() {
 }
 
 #[tokio::test]
+async fn a_lan_that_gets_the_number_of_one_that_was_removed_spends_its_own() {
+    let (registrar, _scratch) = testing::registrar().await;
+    let keeper = Keeper::new(registrar.accounts().clone(), None, None);
+    let ann = user(&registrar, "ann", &Limits::default()).await;
+    let of_before = keeper.spending(&ann).await.expect("an account");
+    registrar.accounts().remove_lan(&name("elm")).await.expect("a LAN to remove");
+    registrar.add_lan(&name("elm"), Some(ann.identity.lan), None).await.expect("a LAN of the same name and number");
+    let limits = Limits { max_flows: Some(7), ..Limits::default() };
+    registrar.accounts().set_lan_limits(&name("elm"), &limits).await.expect("a LAN");
+    let bob = user(&registrar, "bob", &Limits::default()).await;
+    let spending = keeper.spending(&bob).await.expect("an account");
+    assert_eq!((spending.lan.limits(), of_before.lan.limits()), (limits, Limits::default()));
+    let gone = Keeper::new(registrar.accounts().clone(), None, None).spending(&ann).await.err();
+    assert!(matches!(gone, Some(AccountsError::NoLan(_))), "{gone:?}");
+}
+
+#[tokio::test]
 async fn what_a_lan_may_spend_counts_for_all_its_users() {
     let (registrar, _scratch) = testing::registrar().await;
     let limits = Limits { quota: Some(Quota::of(Size { bytes: 1000 })), max_flows: Some(2), ..Limits::default() };
