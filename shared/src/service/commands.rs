@@ -63,6 +63,8 @@ impl Join {
     /// What is in the way, for a person.
     pub async fn execute(self, role: Role) -> anyhow::Result<()> {
         let invite = read_invite(self.link.as_deref(), role)?;
+        // Elsewhere `run` has to be told where.
+        let told = self.profile.as_ref().map(|path| format!(" --profile {}", path.display())).unwrap_or_default();
         let path = self.profile.map_or_else(|| default_profile(role), Ok)?;
         let service = Service::of_this_program(role, self.arguments)?;
         if self.install {
@@ -71,11 +73,12 @@ impl Join {
         }
         let joining = Joining { may_replace: self.force, relays: self.relay, ..Joining::new(invite, path.clone()) };
         let profile = joining.run().await?;
-        println!("this PC is {} now; its profile is {}: a secret, to stay here", profile.identity, path.display());
+        let (name, lan) = (&profile.identity.name, &profile.lan_name);
+        println!("this PC is {role} {name} of LAN {lan} now; its profile is {}: a secret, to stay here", path.display());
         if self.install {
             return Ok(install(&service)?);
         }
-        println!("next: {} run", role.program());
+        println!("next: {} run{told}", role.program());
         Ok(())
     }
 }
