@@ -9,6 +9,7 @@ mod flows;
 mod over_lines;
 mod paths;
 mod report;
+mod seats;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,6 +42,7 @@ use shared::{
     },
 };
 
+use self::seats::{Seat, Seats};
 pub use self::{
     over_lines::{PathOverLine, SessionOverLines},
     paths::serve,
@@ -85,6 +87,7 @@ struct Entry {
     incarnation: u64,
     lan_name: Name,
     lines: Arc<Mutex<BTreeMap<PathId, (LineKey, IpAddr)>>>,
+    seats: Seats,
     /// From which the session's flows are spent.
     account: Arc<Mutex<Arc<Spending>>>,
     /// What its user was told of quotas last.
@@ -93,9 +96,6 @@ struct Entry {
 
 /// Sessions of one user at once: a user's few PCs, each started anew a few times within [`KEPT_WITHOUT_PATHS`].
 const SESSIONS_PER_USER: usize = 32;
-
-/// Paths of one session at once.
-const PATHS_PER_SESSION: usize = 64;
 
 impl Sessions {
     /// No sessions yet.
@@ -234,21 +234,20 @@ impl Inner {
     }
 
     /// The session that `request` names, begun if it may be; else the reply that turns the path away.
-    fn find_or_begin(self: &Arc<Self>, key: &SessionKey, request: &JoinRequest, account: Arc<Spending>) -> Result<Entry, JoinReply> {
+    fn find_or_begin(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        request: &JoinRequest,
+        account: Arc<Spending>,
+    ) -> Result<(Entry, Seat), JoinReply> {
         let refused = |reason: &str| JoinReply::Refused { reason: reason.into() };
         let mut sessions = self.lock();
         if let Some(entry) = sessions.get(key) {
             if entry.secret != request.secret || request.incarnation.is_some_and(|incarnation| incarnation != entry.incarnation) {
                 return Err(JoinReply::Unknown);
             }
-            let paths = entry.handle.path_status();
-            if paths.len() >= PATHS_PER_SESSION {
-                return Err(refused("the session has as many paths as it may have"));
-            }
-            if paths.iter().any(|path| path.path == request.path) {
-                return Err(refused("the session has a path of that number"));
-            }
-            return Ok(entry.clone());
+            let seat = entry.seats.take(request.path).map_err(refused)?;
+            return Ok((entry.clone(), seat));
         }
         if request.incarnation.is_some() {
             return Err(JoinReply::Unknown);
@@ -264,15 +263,17 @@ impl Inner {
             incarnation: rand::rng().random_range(1..=u64::MAX),
             lan_name: account.lan_name().clone(),
             lines: Arc::default(),
+            seats: Seats::default(),
             account: Arc::new(Mutex::new(account)),
             told_quotas: Arc::default(),
         };
+        let seat = entry.seats.take(request.path).map_err(refused)?;
         sessions.insert(key.clone(), entry.clone());
         drop(sessions);
         tracing::info!(user = %key.0, "session begins");
         tokio::spawn(self.clone().serve_flows(entry.clone(), key.clone()));
         tokio::spawn(self.clone().end_when_abandoned(handle, key.clone()));
-        Ok(entry)
+        Ok((entry, seat))
     }
 
     /// Ends a session once it has been without paths for [`KEPT_WITHOUT_PATHS`].

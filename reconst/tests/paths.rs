@@ -58,6 +58,28 @@ async fn a_session_that_its_proxy_ends_is_over_and_one_that_has_lost_its_paths_i
     isp.stop().await;
 }
 
+#[tokio::test]
+async fn a_path_that_is_about_to_join_has_its_number_and_its_place_already() {
+    let isp = Isp::start().await;
+    isp.registrar.add_relay(&name("elm"), &name("bob-pc")).await.expect("a new relay");
+    let ann = isp.registrar.add_user(&name("elm"), &name("ann"), &Limits::default()).await.expect("a new user");
+    let mut takes_no_answer = quinn::TransportConfig::default();
+    takes_no_answer.stream_receive_window(0u32.into());
+    let (_endpoint, connection) = isp.connect_with(&ann, takes_no_answer).await;
+    let joining = tokio::spawn(async move { join::request(&connection, &through("bob-pc", 0)).await });
+    until(|| !isp.running.sessions().report().is_empty()).await;
+
+    let (_endpoint, other) = isp.connect(&ann).await;
+    let refused = join::request(&other, &through("bob-pc", 0)).await.expect_err("the number is taken");
+    assert!(matches!(&refused, JoinError::Refused(reason) if reason == "the session has a path of that number"), "{refused}");
+    let (_endpoint, other) = isp.connect(&ann).await;
+    join::request(&other, &through("bob-pc", 1)).await.expect("joined");
+
+    joining.abort();
+    assert!(joining.await.is_err_and(|error| error.is_cancelled()));
+    isp.stop().await;
+}
+
 fn through(relay: &str, path: u32) -> JoinRequest {
     JoinRequest {
         session: SessionId([7; 16]),
@@ -72,8 +94,13 @@ fn through(relay: &str, path: u32) -> JoinRequest {
 
 impl Isp {
     async fn connect(&self, profile: &Profile) -> (quinn::Endpoint, quinn::Connection) {
+        self.connect_with(profile, quinn::TransportConfig::default()).await
+    }
+
+    async fn connect_with(&self, profile: &Profile, transport: quinn::TransportConfig) -> (quinn::Endpoint, quinn::Connection) {
         let endpoint = quinn::Endpoint::client(SocketAddr::new(LOOPBACK, 0)).expect("a loopback port");
-        let config = quinn::ClientConfig::new(client_crypto(profile, PATH_ALPN).expect("a usable profile"));
+        let mut config = quinn::ClientConfig::new(client_crypto(profile, PATH_ALPN).expect("a usable profile"));
+        config.transport_config(transport.into());
         let data_port = self.running.data_addr(LanId(15)).expect("a LAN that is served");
         let connecting = endpoint.connect_with(config, data_port, SERVER_NAME).expect("a valid configuration");
         let connection = timeout(DEADLINE, connecting).await.expect("in time").expect("reconst answers");

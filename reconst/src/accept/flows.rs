@@ -57,7 +57,7 @@ impl Inner {
     }
 
     async fn serve_tcp(&self, mut stream: FlowStream, target: Target, holder: Holder, account: &Arc<Spending>) -> anyhow::Result<()> {
-        let socket = match self.egress.connect(&target).await {
+        let socket = match self.egress.of_user(&holder.user).connect(&target).await {
             Ok(socket) => socket,
             Err(refusal) => return refuse(stream, refusal).await,
         };
@@ -90,9 +90,10 @@ impl Inner {
         };
         open::write_answer(stream, &answer).await?;
         if let Ok((number, port)) = opened {
+            let egress = self.egress.of_user(&holder.user);
             let usage = self.dedicated.hold(holder, Protocol::Udp, number, None);
             let meters = (ParcelMeter::new(account.clone(), Way::Up), ParcelMeter::new(account.clone(), Way::Down));
-            let ended = udp::carry(&self.egress, stream, parcels, port, &usage, meters, self.udp_idle).await?;
+            let ended = udp::carry(&egress, stream, parcels, port, &usage, meters, self.udp_idle).await?;
             tracing::debug!(id = %stream.id(), port = number, ?ended, "UDP flow over");
             stream.shutdown().await?;
         }

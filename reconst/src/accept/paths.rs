@@ -17,7 +17,7 @@ use shared::{
 };
 use tokio::sync::{Semaphore, watch};
 
-use super::{Entry, Inner, SessionKey, Sessions};
+use super::{Entry, Inner, SessionKey, Sessions, seats::Seat};
 use crate::accounts::{Denied, MemberId, changes::Changes, lan_accounts::LanKey};
 
 /// Takes the paths of `lan` in on `endpoint`, by `config`, until `shutdown`. The flows that are open then go on until the caller closes the
@@ -76,6 +76,7 @@ struct Path {
     entry: Entry,
     connection: quinn::Connection,
     request: JoinRequest,
+    _seat: Seat,
 }
 
 impl Inner {
@@ -121,15 +122,15 @@ impl Inner {
             }
         };
         let (key, member) = ((member.identity, request.session), (member.id, member.lan_key));
-        let entry = match self.find_or_begin(&key, &request, account) {
-            Ok(entry) => entry,
+        let (entry, seat) = match self.find_or_begin(&key, &request, account) {
+            Ok(found) => found,
             Err(reply) => {
                 join::turn_away(&connection, answer, CLOSE_DENIED, &reply).await;
                 return Ok(None);
             }
         };
         join::answer(&mut answer, &JoinReply::Joined { incarnation: entry.incarnation }).await?;
-        Ok(Some(Path { inner: self, certificate, key, member, relay, changes, entry, connection, request }))
+        Ok(Some(Path { inner: self, certificate, key, member, relay, changes, entry, connection, request, _seat: seat }))
     }
 
     /// The relay of that name, if paths may run through it, and if the store answers; if they may not, why.

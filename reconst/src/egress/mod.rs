@@ -17,15 +17,24 @@ use std::{
 };
 
 use ipnet::IpNet;
-use shared::target::{Host, Refusal, RefusalKind, Target};
+use shared::{
+    community::member::Identity,
+    target::{Host, Refusal, RefusalKind, Target},
+};
 use tokio::net::TcpStream;
 
-use self::{own::OwnAddresses, policy::Policy, resolve::Resolver};
+use self::{
+    own::OwnAddresses,
+    policy::Policy,
+    resolve::{Resolver, Share, unused_share},
+};
 
 /// The way out of one `reconst`; clones share its bounds.
 #[derive(Clone, Debug)]
 pub struct Egress {
     shared: Arc<Shared>,
+    /// What may be looked up at once by whoever goes this way.
+    lookups: Share,
 }
 
 #[derive(Debug)]
@@ -40,7 +49,15 @@ impl Egress {
     /// A way out to what is globally reachable, and to `allowed` besides; never to `own_listeners`, the TCP sockets that this `reconst`
     /// listens on for its operator.
     pub fn new(allowed: Vec<IpNet>, own_listeners: Vec<SocketAddr>) -> Self {
-        Self { shared: Arc::new(Shared { resolver: Resolver::new(), own: OwnAddresses::default(), allowed, own_listeners }) }
+        Self {
+            shared: Arc::new(Shared { resolver: Resolver::new(), own: OwnAddresses::default(), allowed, own_listeners }),
+            lookups: unused_share(),
+        }
+    }
+
+    /// The way of one user, who looks up so many names at once that others can as well.
+    pub fn of_user(&self, user: &Identity) -> Self {
+        Self { shared: Arc::clone(&self.shared), lookups: self.shared.resolver.share_of(user) }
     }
 
     /// A TCP connection to `target`: without delay (Nagle) and with keepalive.
@@ -63,7 +80,7 @@ impl Egress {
         }
         let resolved: Vec<IpAddr> = match &target.host {
             Host::Ip(ip) => vec![*ip],
-            Host::Name(name) => self.shared.resolver.lookup(name).await?,
+            Host::Name(name) => self.shared.resolver.lookup(name, &self.lookups).await?,
         };
         let own = self.shared.own.current().await;
         let policy = Policy { allowed: &self.shared.allowed, own: &own, own_listeners: &self.shared.own_listeners };

@@ -132,6 +132,7 @@ pub(crate) async fn carry(
 impl UdpFlow<'_> {
     async fn forward(&mut self, target: Target, payload: Bytes) {
         self.usage.on_up(payload.len());
+        let may_wait = self.may_wait(&payload);
         match self.routes.get_mut(&target) {
             Some(Route::To(address)) => {
                 let address = *address;
@@ -140,7 +141,7 @@ impl UdpFlow<'_> {
             }
             Some(Route::Nowhere) => return,
             Some(Route::LookedUp(waiting)) => {
-                if self.waiting_bytes + payload.len() + ENTRY_BYTES <= WAITING_BYTES_MAX {
+                if may_wait {
                     self.waiting_bytes += payload.len() + ENTRY_BYTES;
                     waiting.push(payload);
                 }
@@ -160,7 +161,7 @@ impl UdpFlow<'_> {
             }
             return;
         }
-        if self.lookups.len() >= LOOKUPS_MAX {
+        if self.lookups.len() >= LOOKUPS_MAX || !may_wait {
             return;
         }
         self.waiting_bytes += payload.len() + ENTRY_BYTES;
@@ -192,6 +193,11 @@ impl UdpFlow<'_> {
         self.routes.insert(target.clone(), address.map_or(Route::Nowhere, Route::To));
     }
 
+    /// Whether there is room for a datagram that waits for a name.
+    fn may_wait(&self, payload: &[u8]) -> bool {
+        self.waiting_bytes + payload.len() + ENTRY_BYTES <= WAITING_BYTES_MAX
+    }
+
     fn port_takes(&self) -> bool {
         self.port.takes(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)))
     }
@@ -210,3 +216,42 @@ async fn look_up(egress: &Egress, target: &Target, takes_ipv6: bool) -> Option<S
 
 /// What a datagram that waits costs besides its bytes.
 const ENTRY_BYTES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use shared::{
+        community::member::{Identity, Role},
+        ids::{FlowId, LanId, SessionId},
+        link::session::SessionHandle,
+        transfer::{
+            schedule::Policy,
+            session::{Limits, Side},
+        },
+    };
+
+    use super::*;
+    use crate::dedicated::{DedicatedPorts, Holder, Protocol};
+
+    #[tokio::test]
+    async fn what_waits_for_names_is_bounded_whatever_it_waits_for() {
+        let user = Identity { role: Role::User, lan: LanId(15), name: "ann".parse().expect("a name") };
+        let holder = Holder { user, lan_name: "elm".parse().expect("a name"), session: SessionId([7; 16]), flow: FlowId(1), origin: None };
+        let usage = DedicatedPorts::default().hold(holder, Protocol::Udp, 9, None);
+        let stream = SessionHandle::new(Side::Proxy, Policy::Adaptive, Limits::default()).open().expect("a flow");
+        let mut flow = UdpFlow {
+            egress: &Egress::new(vec![], vec![]),
+            port: UdpPort::open().expect("a port"),
+            parcels: stream.carry_parcels(Policy::Adaptive),
+            usage: &usage,
+            routes: HashMap::new(),
+            lookups: JoinSet::new(),
+            waiting_bytes: 0,
+        };
+        for number in 0..LOOKUPS_MAX {
+            let target: Target = format!("host-{number}.test:9").parse().expect("a target");
+            flow.forward(target, vec![7; 60_000].into()).await;
+            assert!(flow.waiting_bytes <= WAITING_BYTES_MAX, "{}", flow.waiting_bytes);
+        }
+        assert!(flow.waiting_bytes > 0);
+    }
+}
