@@ -218,6 +218,12 @@ impl RateFilter {
         Some(Rate { bytes_per_second: over(elapsed_us), arrival: over(arrival_us), is_app_limited })
     }
 
+    /// The path was idle until now: what was delivered before says nothing of the rate at which the line will deliver what follows (as in
+    /// draft-cheng-iccrg-delivery-rate-estimation §3.2).
+    pub(super) fn on_idle(&mut self) {
+        self.points.clear();
+    }
+
     /// Forgets what was measured; the line may be another now.
     pub(super) fn forget(&mut self) {
         *self = Self { delivered: self.delivered, ..Self::default() };

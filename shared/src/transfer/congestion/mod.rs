@@ -215,8 +215,11 @@ impl Congestion {
         self.fair_rate = rate.filter(|rate| *rate >= 1.0);
     }
 
-    /// Notes that `bytes` left.
-    pub fn on_sent(&mut self, now: Instant, bytes: u64) {
+    /// Notes that `bytes` left, with `in_flight` bytes in flight before them.
+    pub fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64) {
+        if in_flight == 0 {
+            self.rates.on_idle();
+        }
         self.round.began.get_or_insert(now);
         self.pacer.spend(bytes as f64);
     }

@@ -64,6 +64,9 @@ const PATIENCE_TARGETS_OF_LESS: f64 = 1.05;
 const LESS_OF_LINE: f64 = 0.4;
 const PATIENCE_SHRUNK: f64 = 0.7;
 
+/// Nor is a queue waited for that is so many times what a path which had all of the line would aim at, unless those who keep it are known.
+const PATIENCE_OF_LINE: f64 = 1.15;
+
 /// A queue whose least of each round moves by so much more than our own packets in flight do is moved by somebody else. In seconds, in round
 /// trips, in multiples of the target, in packets and in multiples of the delay's jitter; while the capacity varies by less than this part.
 const FOREIGN_SWING: f64 = 0.015;
@@ -118,6 +121,8 @@ impl Congestion {
     fn is_outlasted(&mut self, now: Instant, queue: f64, target: f64) -> bool {
         let part = self.capacity / self.line_rate(now);
         let targets = if part < LESS_OF_LINE { PATIENCE_TARGETS_OF_LESS } else { PATIENCE_TARGETS };
+        // Who has next to nothing of a line aims at so long a queue that it would be content with somebody else's.
+        let target = if self.fair_rate.is_some() { target } else { target.min(PATIENCE_OF_LINE * self.target_at(self.line_rate(now))) };
         if queue < targets * target || part >= WHOLE_LINE {
             self.patience = None;
             return false;

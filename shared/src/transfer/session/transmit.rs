@@ -333,8 +333,8 @@ impl Session {
         let path = self.paths.get_mut(&id).expect("the caller has looked it up");
         let bytes = datagram.len() as u64 + OVERHEAD_BYTES;
         let due = now + path.arrival(bytes);
+        path.congestion.on_sent(now, bytes, path.recovery.in_flight_bytes());
         path.recovery.on_sent(now, bytes as u32, due, pieces);
-        path.congestion.on_sent(now, bytes);
         path.on_tracked_sent(now);
         self.count_sent(id, datagram.len());
         Transmit { path: id, datagram }

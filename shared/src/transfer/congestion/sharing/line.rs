@@ -99,6 +99,8 @@ enum Kind {
     Cubic(Cubic),
 }
 
+const PING_BYTES: u64 = 70;
+
 impl Line {
     pub(super) fn new(megabits: f64, rtt_ms: u64, queue_ms: u64) -> Self {
         let rate = megabits * 1e6 / 8.0;
@@ -130,6 +132,25 @@ impl Line {
     pub(super) fn add_path(&mut self, starts_at: f64) -> usize {
         let rtt = Duration::from_secs_f64(2.0 * self.delay);
         self.add(Kind::Path(Box::new(Congestion::new(rtt))), starts_at)
+    }
+
+    /// A path that has been idle since the line was, and knows its delay by a ping.
+    pub(super) fn add_warm_path(&mut self, starts_at: f64) -> usize {
+        let rtt = Duration::from_secs_f64(2.0 * self.delay);
+        let mut congestion = Congestion::new(rtt);
+        let ping = AckSample {
+            acked_bytes: PING_BYTES,
+            lost_bytes: 0,
+            spurious_bytes: 0,
+            largest_sent: Some(LargestSent { at: self.start, at_us: 0, bytes: PING_BYTES }),
+            received_at_us: (self.delay * 1e6) as u64,
+            rtt,
+            smoothed_rtt: rtt,
+            ack_delay: crate::transfer::acks::max_delay(rtt),
+            in_flight: 0,
+        };
+        congestion.on_ack(self.start + rtt, &ping);
+        self.add(Kind::Path(Box::new(congestion)), starts_at)
     }
 
     pub(super) fn add_cubic(&mut self, starts_at: f64) -> usize {
@@ -241,7 +262,7 @@ impl Line {
             let in_flight = sender.in_flight.len() as f64;
             match &mut sender.kind {
                 Kind::Path(congestion) => match congestion.may_send(now, PACKET_BYTES as u64, (in_flight * PACKET_BYTES) as u64) {
-                    Ok(()) => congestion.on_sent(now, PACKET_BYTES as u64),
+                    Ok(()) => congestion.on_sent(now, PACKET_BYTES as u64, (in_flight * PACKET_BYTES) as u64),
                     Err(Some(at)) => {
                         // Timers tick in milliseconds, on each host out of step with the others'.
                         let out_of_step = place as f64 * 0.618;

@@ -123,6 +123,26 @@ fn tcp_cubic_and_a_path_leave_each_other_a_good_part() {
 }
 
 #[test]
+fn a_path_that_was_idle_takes_its_part_beside_tcp_cubic() {
+    for (rate, rtt, queue) in [(10.0, 20, 100), (25.0, 20, 100), (5.0, 20, 100), (10.0, 40, 200), (2.0, 40, 300), (10.0, 80, 100)] {
+        for jitter in [0.0, 0.005] {
+            // One beginning is a lottery.
+            let begins = [3.0, 3.7, 4.3, 5.1, 6.0, 7.7, 9.0];
+            let part = |begin| {
+                let mut line = Line::new(rate, rtt, queue);
+                line.jitter = jitter;
+                line.add_cubic(0.0);
+                let path = line.add_warm_path(begin);
+                let report = line.run(begin + 5.0, begin + 35.0);
+                report.shares[path] / report.sum()
+            };
+            let mean = begins.map(part).iter().sum::<f64>() / begins.len() as f64;
+            assert!((0.33..0.67).contains(&mean), "{rate} Mbit/s, {rtt} ms, {queue} ms, jitter {jitter} s: {mean:.3}");
+        }
+    }
+}
+
+#[test]
 fn beside_tcp_cubic_a_path_holds_its_part_of_a_deep_queue() {
     for (rate, rtt, queue) in [(25.0, 20, 2000), (10.0, 20, 2000), (25.0, 20, 500)] {
         // A round trip takes two seconds.
