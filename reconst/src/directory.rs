@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
 use serde::Serialize;
 use shared::{
@@ -26,16 +26,14 @@ use shared::{
     link::tls,
     service::Shutdown,
 };
-use tokio::{
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     accounts::{
         Accounts, Denied, Member, MemberId,
         changes::{Change, Changes},
     },
+    backlog::Backlog,
     enrol::Enroller,
     lines::Lines,
     nodes::{Direction, Nodes},
@@ -129,33 +127,25 @@ impl Directory {
 
     /// Takes logins in on `endpoint` until `shutdown`. Those that stand go on until the endpoint is closed.
     pub async fn serve(self, endpoint: quinn::Endpoint, shutdown: Shutdown) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let backlog = Backlog::new(HANDSHAKES_MAX);
         loop {
             let incoming = tokio::select! {
                 incoming = endpoint.accept() => incoming,
                 () = shutdown.draining() => return,
             };
             let Some(incoming) = incoming else { return };
-            let is_loaded = handshakes.available_permits() < HANDSHAKES_MAX / 2;
-            if is_loaded && !incoming.remote_address_validated() && incoming.may_retry() {
-                let _ = incoming.retry();
-                continue;
-            }
-            let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else {
-                incoming.refuse();
-                continue;
-            };
+            let Some((incoming, mut place)) = backlog.admit(incoming) else { continue };
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 let remote = incoming.remote_address();
-                let begun = timeout(LOGIN_TIME, shared.clone().begin(incoming)).await;
-                let ended = match begun.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long"))) {
-                    Ok(Begun::Login(login)) => {
-                        drop(handshake);
-                        login.keep().await
-                    }
-                    // It counts as a handshake to its end: strangers gain no more room than that.
-                    Ok(Begun::Stranger(connection)) => shared.enroller.serve_stranger(connection).await.map_err(Into::into),
+                let begun = tokio::select! {
+                    begun = shared.let_in(incoming) => begun,
+                    () = place.given_up() => Err(anyhow!("its place went to another's")),
+                };
+                drop(place);
+                let ended = match begun {
+                    Ok(Some(login)) => login.keep().await,
+                    Ok(None) => Ok(()),
                     Err(error) => Err(error),
                 };
                 if let Err(error) = ended {
@@ -178,6 +168,18 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, Logins> {
         self.logins.lock().expect("nothing panics under the lock")
+    }
+
+    /// Makes a login of a connection; `None` once a stranger's was served: strangers hold their place in the backlog to the end.
+    async fn let_in(self: Arc<Self>, incoming: quinn::Incoming) -> anyhow::Result<Option<Box<Login>>> {
+        let begun = timeout(LOGIN_TIME, Arc::clone(&self).begin(incoming)).await;
+        match begun.unwrap_or_else(|_| Err(anyhow!("it took too long")))? {
+            Begun::Login(login) => Ok(Some(login)),
+            Begun::Stranger(connection) => {
+                self.enroller.serve_stranger(connection).await?;
+                Ok(None)
+            }
+        }
     }
 
     /// Makes a login of a connection, by who it is and its first message, unless it is a stranger's.
@@ -411,8 +413,7 @@ pub(crate) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>) -> qui
     config
 }
 
-/// Handshakes at a time; beyond half of it a relay must show that its address is its own (RFC 9000 §8.1.2). After a power cut in
-/// town, relays retry.
+/// Handshakes at a time. After a power cut in town, relays retry.
 const HANDSHAKES_MAX: usize = 256;
 
 /// Logins at a time, 20 KB each or so.

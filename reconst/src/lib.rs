@@ -8,6 +8,7 @@ pub mod accept;
 pub mod accounts;
 mod api;
 pub mod authority;
+mod backlog;
 pub mod backup;
 mod data_ports;
 pub mod dedicated;

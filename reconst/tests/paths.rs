@@ -80,6 +80,29 @@ async fn a_path_that_is_about_to_join_has_its_number_and_its_place_already() {
     isp.stop().await;
 }
 
+#[tokio::test]
+async fn those_who_connect_and_say_nothing_keep_nobody_out() {
+    let isp = Isp::start().await;
+    isp.registrar.add_relay(&name("elm"), &name("bob-pc")).await.expect("a new relay");
+    let ann = isp.registrar.add_user(&name("elm"), &name("ann"), &Limits::default()).await.expect("a new user");
+    let mut silent = Vec::new();
+    for address in [[127, 0, 0, 2], [127, 0, 0, 3]] {
+        let endpoint = quinn::Endpoint::client((address, 0).into()).expect("a loopback port");
+        // Until they are refused: all places are taken.
+        for _ in 0..1024 {
+            match isp.try_connect(&endpoint, &ann, quinn::TransportConfig::default()).await {
+                Ok(connection) => silent.push(connection),
+                Err(_) => break,
+            }
+        }
+    }
+    assert!(silent.len() > 512, "{}", silent.len());
+
+    let (_endpoint, connection) = isp.connect(&ann).await;
+    join::request(&connection, &through("bob-pc", 0)).await.expect("joined");
+    isp.stop().await;
+}
+
 fn through(relay: &str, path: u32) -> JoinRequest {
     JoinRequest {
         session: SessionId([7; 16]),
@@ -99,11 +122,20 @@ impl Isp {
 
     async fn connect_with(&self, profile: &Profile, transport: quinn::TransportConfig) -> (quinn::Endpoint, quinn::Connection) {
         let endpoint = quinn::Endpoint::client(SocketAddr::new(LOOPBACK, 0)).expect("a loopback port");
+        let connection = self.try_connect(&endpoint, profile, transport).await.expect("reconst answers");
+        (endpoint, connection)
+    }
+
+    async fn try_connect(
+        &self,
+        endpoint: &quinn::Endpoint,
+        profile: &Profile,
+        transport: quinn::TransportConfig,
+    ) -> Result<quinn::Connection, quinn::ConnectionError> {
         let mut config = quinn::ClientConfig::new(client_crypto(profile, PATH_ALPN).expect("a usable profile"));
         config.transport_config(transport.into());
         let data_port = self.running.data_addr(LanId(15)).expect("a LAN that is served");
         let connecting = endpoint.connect_with(config, data_port, SERVER_NAME).expect("a valid configuration");
-        let connection = timeout(DEADLINE, connecting).await.expect("in time").expect("reconst answers");
-        (endpoint, connection)
+        timeout(DEADLINE, connecting).await.expect("in time")
     }
 }

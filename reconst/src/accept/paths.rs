@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use quinn::VarInt;
 use rustls::pki_types::CertificateDer;
 use shared::{
@@ -15,10 +15,13 @@ use shared::{
         join::{JoinReply, JoinRequest},
     },
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{sync::watch, time::timeout};
 
 use super::{Entry, Inner, SessionKey, Sessions, seats::Seat};
-use crate::accounts::{Denied, MemberId, changes::Changes, lan_accounts::LanKey};
+use crate::{
+    accounts::{Denied, MemberId, changes::Changes, lan_accounts::LanKey},
+    backlog::Backlog,
+};
 
 /// Takes the paths of `lan` in on `endpoint`, by `config`, until `shutdown`. The flows that are open then go on until the caller closes the
 /// sessions.
@@ -31,33 +34,29 @@ pub async fn serve(
     shutdown: Shutdown,
     moved: watch::Receiver<bool>,
 ) {
-    let joining = Arc::new(Semaphore::new(JOINING_MAX));
+    let backlog = Backlog::new(JOINING_MAX);
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             () = shutdown.draining() => break,
         };
         let Some(incoming) = incoming else { return };
-        if joining.available_permits() < JOINING_MAX / 2 && !incoming.remote_address_validated() && incoming.may_retry() {
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(permit) = joining.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
+        let Some((incoming, mut place)) = backlog.admit(incoming) else { continue };
         let (inner, moved) = (sessions.inner.clone(), moved.clone());
         let config = config.clone();
         tokio::spawn(async move {
             let remote = incoming.remote_address();
-            match tokio::time::timeout(JOIN_TIME, inner.join(incoming, config, lan)).await {
-                Ok(Ok(Some(path))) => {
-                    drop(permit);
+            let joined = tokio::select! {
+                joined = timeout(JOIN_TIME, inner.join(incoming, config, lan)) => joined.unwrap_or_else(|_| Err(anyhow!("joining took too long"))),
+                () = place.given_up() => Err(anyhow!("its place went to another's")),
+            };
+            match joined {
+                Ok(Some(path)) => {
+                    drop(place);
                     path.run(remote, moved).await;
                 }
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => tracing::debug!(%remote, "no path: {error:#}"),
-                Err(_) => tracing::debug!(%remote, "no path: joining took too long"),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%remote, "no path: {error:#}"),
             }
         });
     }
@@ -245,5 +244,5 @@ const MOVE_TOLD_AFTER: Duration = Duration::from_secs(1);
 /// How long a path through a relay that was removed may go on with what is under way, if the proxy does not close it before.
 const LEFT_WITHIN: Duration = Duration::from_secs(3);
 
-/// Connections of one data port that are not paths yet; beyond half of it they must show that their address is theirs (RFC 9000 §8.1.2).
+/// Connections of one data port that are not paths yet.
 const JOINING_MAX: usize = 512;
