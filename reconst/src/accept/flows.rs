@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,11 +35,10 @@ impl Inner {
             let inner = self.clone();
             let ((user, session), account) = (key.clone(), entry.account());
             tokio::spawn(async move {
-                inner.open_flows.fetch_add(1, Ordering::Relaxed);
+                let _counted = Counted::in_all(&inner.open_flows);
                 if let Err(error) = inner.serve_flow(stream, &user, session, &account).await {
                     tracing::debug!(%user, "flow ended: {error:#}");
                 }
-                inner.open_flows.fetch_sub(1, Ordering::Relaxed);
             });
         }
     }
@@ -73,10 +75,9 @@ impl Inner {
     }
 
     async fn serve_udp(&self, mut stream: FlowStream, policy: Policy, holder: Holder, account: &Arc<Spending>) -> anyhow::Result<()> {
-        self.open_udp_flows.fetch_add(1, Ordering::Relaxed);
-        let ended = self.carry_udp(&mut stream, policy, holder, account).await;
-        self.open_udp_flows.fetch_sub(1, Ordering::Relaxed);
-        ended?;
+        let counted = Counted::in_all(&self.open_udp_flows);
+        self.carry_udp(&mut stream, policy, holder, account).await?;
+        drop(counted);
         read_to_end(&mut stream).await;
         Ok(())
     }
@@ -98,6 +99,22 @@ impl Inner {
             stream.shutdown().await?;
         }
         Ok(())
+    }
+}
+
+/// One among all of its kind, until dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn in_all(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

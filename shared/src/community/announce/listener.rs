@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -55,6 +55,8 @@ pub struct Listener {
     /// So that repeats are dropped before their signature is looked at. One certificate a relay: the newest.
     relay_by_certificate: HashMap<Vec<u8>, Identity>,
     verifications_left: u32,
+    /// Since it was refilled.
+    verified_by_source: HashMap<IpAddr, u32>,
     refilled: Option<Instant>,
     counters: ListenerCounters,
 }
@@ -67,6 +69,7 @@ impl Listener {
             last_stamp_by_relay: BTreeMap::new(),
             relay_by_certificate: HashMap::new(),
             verifications_left: VERIFICATIONS_PER_SECOND,
+            verified_by_source: HashMap::new(),
             refilled: None,
             counters: ListenerCounters::default(),
         }
@@ -99,7 +102,7 @@ impl Listener {
             self.counters.forged += 1;
             return None;
         }
-        if !self.may_verify(now) {
+        if !self.may_verify(now, from.ip()) {
             self.counters.excess += 1;
             return None;
         }
@@ -137,13 +140,21 @@ impl Listener {
         Some(Heard { relay, from, announcement })
     }
 
-    fn may_verify(&mut self, now: Instant) -> bool {
+    fn may_verify(&mut self, now: Instant, source: IpAddr) -> bool {
         if self.refilled.is_none_or(|refilled| now.saturating_duration_since(refilled) >= Duration::from_secs(1)) {
             self.refilled = Some(now);
             self.verifications_left = VERIFICATIONS_PER_SECOND;
+            self.verified_by_source.clear();
         }
-        let may = self.verifications_left > 0;
-        self.verifications_left = self.verifications_left.saturating_sub(1);
+        if self.verifications_left == 0 {
+            return false;
+        }
+        let of_source = self.verified_by_source.entry(source).or_default();
+        let may = *of_source < VERIFICATIONS_PER_SOURCE;
+        if may {
+            *of_source += 1;
+            self.verifications_left -= 1;
+        }
         may
     }
 }
@@ -158,16 +169,17 @@ pub const RELAYS_MAX: usize = 1024;
 /// Two Ed25519 verifications each take about 0.2 ms on a small PC: at most 4 % of it, and 200 relays heard every second.
 pub const VERIFICATIONS_PER_SECOND: u32 = 200;
 
+/// Of them from one address, so that one PC that floods the LAN leaves the others heard: a few relays that announce themselves twice a
+/// second. Who sends from many addresses can still use up all.
+const VERIFICATIONS_PER_SOURCE: u32 = 20;
+
 /// How far two members' clocks may be apart: a PC set to local time instead of UTC still takes part. Within it, an announcement that
 /// was recorded before this listener started can name a relay that has left, and no path comes of it.
 const CLOCK_TOLERANCE_SECS: u64 = 24 * 60 * 60;
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::{IpAddr, Ipv4Addr},
-        time::UNIX_EPOCH,
-    };
+    use std::{net::Ipv4Addr, time::UNIX_EPOCH};
 
     use proptest::prelude::*;
 
@@ -220,12 +232,20 @@ mod tests {
     #[test]
     fn a_flood_is_not_verified_beyond_its_share() {
         let mut ear = Ear::new();
-        for sequence in 0..1000 {
-            ear.hear(RELAY, &packet(&active(sequence), "stranger"));
-        }
+        let flood = |ear: &mut Ear, host: u8| {
+            let from = SocketAddr::new(Ipv4Addr::new(10, 0, 1, host).into(), 50000);
+            for sequence in 0..1000 {
+                let announcement = Announcement { address: from.ip(), ..active(sequence) };
+                ear.hear(from, &packet(&announcement, "stranger"));
+            }
+        };
+        flood(&mut ear, 66);
+        assert_eq!(ear.verified, VERIFICATIONS_PER_SOURCE);
+        assert!(ear.hear(RELAY, &packet(&active(1), "ann")).is_some(), "who does not flood is heard");
+        (100..200).for_each(|host| flood(&mut ear, host));
         assert_eq!(ear.verified, VERIFICATIONS_PER_SECOND);
         ear.now += Duration::from_secs(1);
-        assert!(ear.hear(RELAY, &packet(&active(1), "ann")).is_some());
+        assert!(ear.hear(RELAY, &packet(&active(2), "ann")).is_some());
     }
 
     proptest! {
