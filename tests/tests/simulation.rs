@@ -14,7 +14,9 @@ use std::{
 
 use neighbourhood::{
     line::Conditions,
+    scene::{SceneLine, Way},
     simulation::{
+        measure::Trial,
         oracle::{Verdict, play},
         parcels::ParcelPlan,
         script::{Act, ApplicationPlan, FlowPlan, Malice, Script},
@@ -71,6 +73,29 @@ fn the_scripts_see_every_kind_of_end() {
     assert!(all.parcels_arrived > all.parcels_sent / 4, "{all:?}");
     assert!(all.complete > 0 && all.reset > 0 && all.aborted > 0 && all.was_broken, "{all:?}");
     assert!(kinds.iter().all(|count| *count > 0), "{:?}: {kinds:?}", [Malice::None, Malice::Replay, Malice::Forge]);
+}
+
+#[test]
+fn a_line_more_slows_no_request_down_that_follows_a_download() {
+    let line = |down, up, rtt_ms| {
+        let delay = Duration::from_millis(rtt_ms) / 2;
+        let way = |bits_per_second| Conditions::steady(Rate { bits_per_second }, delay);
+        SceneLine { up: way(up), down: way(down) }
+    };
+    let request_median = |lines| {
+        let requests_every = Some(Duration::from_millis(100));
+        let (bulk_until, warm_up) = (Some(Duration::from_secs(4)), Duration::from_secs(8));
+        let trial = Trial { requests_every, bulk_until, warm_up, ..Trial::new(lines, Some(Way::Down)) };
+        trial.run().expect("no fault").request_median().expect("requests")
+    };
+    let near = line(6_800_000, 1_100_000, 6);
+    let far = line(18_000_000, 2_400_000, 32);
+    let pairs = [(near, line(2_250_000, 1_080_000, 17)), (near, line(1_000_000, 500_000, 10)), (near, line(3_400_000, 1_000_000, 30))];
+    for (one, other) in pairs.into_iter().chain([(far, line(2_600_000, 830_000, 12)), (far, line(9_000_000, 300_000, 30)), (near, far)]) {
+        let alone = request_median(vec![one]).min(request_median(vec![other]));
+        let both = request_median(vec![one, other]);
+        assert!(both <= alone, "{one:?} and {other:?}: {both:?}, the better alone {alone:?}");
+    }
 }
 
 #[test]

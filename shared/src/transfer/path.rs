@@ -181,18 +181,37 @@ impl Path {
             Ok(()) => (!self.recovery.is_full(), None),
             Err(paced_until) => (false, paced_until),
         };
-        let candidate =
-            Candidate { path: self.id, weight: self.weight, may_send, arrival: self.arrival(bytes), rate: self.congestion.capacity() };
+        let candidate = Candidate {
+            path: self.id,
+            weight: self.weight,
+            may_send,
+            first_byte: self.first_byte(now),
+            rate: self.congestion.capacity().max(1.0),
+            datagram_bytes: bytes,
+        };
         (candidate, paced_until)
     }
 
-    /// How long a datagram of `bytes` sent now takes to arrive: half the least round trip, or the time that the line takes for all
-    /// that is in flight before it. An idle path is judged by its least round trip, not by a queue it had in the past.
-    pub(super) fn arrival(&self, bytes: u64) -> Duration {
-        let min_rtt = self.congestion.min_rtt();
-        let drain_seconds = (self.recovery.in_flight_bytes() + bytes) as f64 / self.congestion.capacity().max(1.0);
-        let drain = super::congestion::duration(drain_seconds);
-        min_rtt.max(drain) - min_rtt / 2
+    /// How long from `now` until the first byte of a datagram that is sent now arrives.
+    ///
+    /// Where the path has been in use for a while, what is in flight fills the way there and back: the line takes so long for all of it, less
+    /// half the least round trip. Where it was idle, what is in flight waits before the line, less what that has carried since: half the
+    /// least round trip comes on top, and never a queue that it had in the past. As long as the line's rate is only guessed, that
+    /// makes no difference, nor does a datagram's size.
+    fn first_byte(&self, now: Instant) -> Duration {
+        let one_way = self.congestion.min_rtt() / 2;
+        let in_flight = self.recovery.in_flight_bytes();
+        let of_line_in_use = self.line_takes(in_flight).saturating_sub(one_way);
+        if !self.congestion.is_measured() {
+            return of_line_in_use.max(one_way.saturating_sub(self.datagram_time()));
+        }
+        let carried_for = self.recovery.oldest_sent_at().map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        of_line_in_use.max(self.line_takes(in_flight).saturating_sub(carried_for) + one_way)
+    }
+
+    /// How long a datagram of `bytes` that is sent now takes to arrive.
+    pub(super) fn arrival(&self, now: Instant, bytes: u64) -> Duration {
+        self.first_byte(now) + self.line_takes(bytes)
     }
 
     /// How long the acknowledgement of a datagram that arrives now is held back: while the path sends full datagrams itself, long enough
@@ -220,7 +239,11 @@ impl Path {
 
     /// The time that the line takes for a full datagram.
     fn datagram_time(&self) -> Duration {
-        super::congestion::duration((self.max_datagram_bytes as u64 + OVERHEAD_BYTES) as f64 / self.congestion.capacity().max(1.0))
+        self.line_takes(self.max_datagram_bytes as u64 + OVERHEAD_BYTES)
+    }
+
+    fn line_takes(&self, bytes: u64) -> Duration {
+        super::congestion::duration(bytes as f64 / self.congestion.capacity().max(1.0))
     }
 
     /// The oldest datagram in flight with pieces that should have been acknowledged by now, or that is not expected to arrive within `ahead`,

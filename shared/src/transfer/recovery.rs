@@ -297,6 +297,11 @@ impl Recovery {
         self.in_flight_bytes
     }
 
+    /// When the oldest datagram in flight was sent.
+    pub fn oldest_sent_at(&self) -> Option<Instant> {
+        self.sent.front().map(|sent| sent.at)
+    }
+
     /// Whether no more datagrams can be remembered.
     pub fn is_full(&self) -> bool {
         self.sent.len() >= MAX_SENT

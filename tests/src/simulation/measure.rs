@@ -30,6 +30,8 @@ pub struct Trial {
     pub lines: Vec<SceneLine>,
     /// The direction of the bulk flow, if there is one.
     pub bulk: Option<Way>,
+    /// When its sender writes no more, if that is before the end.
+    pub bulk_until: Option<Duration>,
     /// The time between the end of a request and the start of the next, if there are any.
     pub requests_every: Option<Duration>,
     /// How chunks are spread.
@@ -111,6 +113,7 @@ impl Trial {
         Self {
             lines,
             bulk,
+            bulk_until: None,
             requests_every: None,
             policy: Policy::Adaptive,
             seed: 1,
@@ -297,6 +300,9 @@ impl<'a> Run<'a> {
     }
 
     fn fill(&mut self, side: Side, flow: FlowId) {
+        if self.trial.bulk_until.is_some_and(|until| self.world.now() >= self.world.at(until)) {
+            return;
+        }
         while self.world.end(side).write(flow, &BLOCK) == Ok(BLOCK.len()) {}
     }
 

@@ -8,11 +8,11 @@ use super::{Candidate, Pending};
 use crate::ids::PathId;
 
 pub(super) fn choose(candidates: &[Candidate], pending: Pending) -> Option<PathId> {
-    let best = candidates.iter().filter(|candidate| candidate.may_send).min_by_key(|candidate| candidate.arrival)?;
-    let Pending::Bytes(pending) = pending else { return Some(best.path) };
-    let faster = candidates.iter().filter(|candidate| candidate.arrival < best.arrival);
-    let sooner: f64 = faster.map(|candidate| candidate.rate * (best.arrival - candidate.arrival).as_secs_f64()).sum();
-    (sooner < pending as f64).then_some(best.path)
+    let best = candidates.iter().filter(|candidate| candidate.may_send).min_by_key(|candidate| candidate.arrival(pending))?;
+    let Pending::Bytes(bytes) = pending else { return Some(best.path) };
+    let arrival = best.arrival(pending);
+    let carried = |faster: &Candidate| faster.rate * arrival.saturating_sub(faster.arrival(pending)).as_secs_f64();
+    (candidates.iter().map(carried).sum::<f64>() < bytes as f64).then_some(best.path)
 }
 
 #[cfg(test)]
@@ -32,12 +32,21 @@ mod tests {
 
     #[test]
     fn the_earliest_arrival_wins() {
-        let near = candidate(1, true, 30, 1e5);
-        let far = candidate(2, true, 31, 1e7);
+        let near = candidate(1, true, 30, 2e6);
+        let far = candidate(2, true, 31, 2e6);
         assert_eq!(choose(&[far, near], Pending::Bytes(1)), Some(PathId(1)));
     }
 
-    fn candidate(path: u32, may_send: bool, arrival_ms: u64, rate: f64) -> Candidate {
-        Candidate { path: PathId(path), weight: Default::default(), may_send, arrival: Duration::from_millis(arrival_ms), rate }
+    #[test]
+    fn a_question_takes_the_short_way_and_a_full_datagram_the_wide_one() {
+        let short = candidate(1, true, 6, 1e5);
+        let wide = candidate(2, true, 16, 3e6);
+        assert_eq!(choose(&[short, wide], Pending::Bytes(100)), Some(PathId(1)));
+        assert_eq!(choose(&[short, wide], Pending::Endless), Some(PathId(2)));
+    }
+
+    fn candidate(path: u32, may_send: bool, first_byte_ms: u64, rate: f64) -> Candidate {
+        let first_byte = Duration::from_millis(first_byte_ms);
+        Candidate { path: PathId(path), weight: Default::default(), may_send, first_byte, rate, datagram_bytes: 1500 }
     }
 }

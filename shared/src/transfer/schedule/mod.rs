@@ -15,6 +15,7 @@ use std::{
 use thiserror::Error;
 
 use self::round_robin::RoundRobin;
+use super::{congestion::duration, path::OVERHEAD_BYTES};
 use crate::{
     community::weight::{LineWeight, Origin},
     ids::PathId,
@@ -60,10 +61,23 @@ pub struct Candidate {
     pub weight: LineWeight,
     /// Whether its window and pace let it send now.
     pub may_send: bool,
-    /// How long from now until a chunk sent now arrives, behind what is in flight.
-    pub arrival: Duration,
+    /// How long from now until the first byte of a datagram sent now arrives, behind what is in flight.
+    pub first_byte: Duration,
     /// Bytes per second.
     pub rate: f64,
+    /// The most that a datagram holds, with all headers.
+    pub datagram_bytes: u64,
+}
+
+impl Candidate {
+    /// How long from now until a datagram that is sent now with as much of what is `pending` as it holds has arrived.
+    pub fn arrival(&self, pending: Pending) -> Duration {
+        let bytes = match pending {
+            Pending::Bytes(bytes) => (bytes + OVERHEAD_BYTES).min(self.datagram_bytes),
+            Pending::Endless => self.datagram_bytes,
+        };
+        self.first_byte + duration(bytes as f64 / self.rate)
+    }
 }
 
 /// What waits to be sent.
@@ -117,8 +131,8 @@ impl Scheduler {
     }
 
     /// The path that takes a copy of what `original` took, if copies are the policy.
-    pub fn choose_copy(&self, candidates: &[Candidate], original: PathId) -> Option<PathId> {
-        if self.policy == Policy::Redundant { second_best(candidates, original) } else { None }
+    pub fn choose_copy(&self, candidates: &[Candidate], original: PathId, pending: Pending) -> Option<PathId> {
+        if self.policy == Policy::Redundant { second_best(candidates, original, pending) } else { None }
     }
 }
 
@@ -135,9 +149,9 @@ const EXPLORED_EVERY: Duration = Duration::from_secs(60);
 const EXPLORED_FOR: Duration = Duration::from_secs(5);
 
 /// The path other than `original` on which a copy sent now arrives first.
-pub(super) fn second_best(candidates: &[Candidate], original: PathId) -> Option<PathId> {
+pub(super) fn second_best(candidates: &[Candidate], original: PathId, pending: Pending) -> Option<PathId> {
     let others = candidates.iter().filter(|candidate| candidate.path != original && candidate.may_send);
-    others.min_by_key(|candidate| candidate.arrival).map(|candidate| candidate.path)
+    others.min_by_key(|candidate| candidate.arrival(pending)).map(|candidate| candidate.path)
 }
 
 impl FromStr for Policy {
@@ -196,8 +210,9 @@ mod tests {
             path: PathId(path),
             weight,
             may_send: true,
-            arrival: Duration::from_millis(arrival_ms),
+            first_byte: Duration::from_millis(arrival_ms),
             rate: 1e6,
+            datagram_bytes: 1500,
         };
         let candidates = [candidate(1, first, 10), candidate(2, second, 20)];
         (0..10).filter(|_| scheduler.choose(now, &candidates, Pending::Endless) == Some(PathId(2))).count()

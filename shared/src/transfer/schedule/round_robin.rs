@@ -118,6 +118,13 @@ mod tests {
     }
 
     fn candidate(path: u32, weight: u16, may_send: bool) -> Candidate {
-        Candidate { path: PathId(path), weight: LineWeight::set(weight), may_send, arrival: Duration::ZERO, rate: 1.0 }
+        Candidate {
+            path: PathId(path),
+            weight: LineWeight::set(weight),
+            may_send,
+            first_byte: Duration::ZERO,
+            rate: 1.0,
+            datagram_bytes: 1500,
+        }
     }
 }

@@ -196,7 +196,7 @@ impl Session {
         let chosen = self.parcels.scheduler.choose_by(policy, &candidates, pending);
         // A flow that floods gains nothing by copies, and they would take half of what all have.
         let is_copied = policy == Policy::Redundant && class == Class::Interactive;
-        let copy = chosen.filter(|_| is_copied).and_then(|chosen| second_best(&candidates, chosen));
+        let copy = chosen.filter(|_| is_copied).and_then(|chosen| second_best(&candidates, chosen, pending));
         self.candidates = candidates;
         let mut writers = Writers(Vec::with_capacity(2));
         for id in [chosen, copy].into_iter().flatten() {

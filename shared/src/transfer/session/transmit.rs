@@ -150,7 +150,8 @@ impl Session {
                 return sent;
             }
         }
-        let idle: Vec<(PathId, Duration)> = self.candidates.iter().filter(|c| c.may_send).map(|c| (c.path, c.arrival)).collect();
+        let idle: Vec<(PathId, Duration)> =
+            self.candidates.iter().filter(|c| c.may_send).map(|c| (c.path, c.arrival(Pending::Endless))).collect();
         for (id, arrival) in idle {
             if let Some(path) = self.paths.get_mut(&id) {
                 let in_flight = path.recovery.in_flight_bytes();
@@ -168,7 +169,7 @@ impl Session {
         let pending = self.pending(class)?;
         let candidates = std::mem::take(&mut self.candidates);
         let chosen = self.scheduler.choose(now, &candidates, pending);
-        let copy = chosen.and_then(|chosen| self.scheduler.choose_copy(&candidates, chosen));
+        let copy = chosen.and_then(|chosen| self.scheduler.choose_copy(&candidates, chosen, pending));
         self.candidates = candidates;
         let (transmit, pieces) = self.fill_datagram(now, chosen?, class)?;
         if let Some(copy) = copy {
@@ -332,7 +333,7 @@ impl Session {
         let datagram = writer.finish();
         let path = self.paths.get_mut(&id).expect("the caller has looked it up");
         let bytes = datagram.len() as u64 + OVERHEAD_BYTES;
-        let due = now + path.arrival(bytes);
+        let due = now + path.arrival(now, bytes);
         path.congestion.on_sent(now, bytes, path.recovery.in_flight_bytes());
         path.recovery.on_sent(now, bytes as u32, due, pieces);
         path.on_tracked_sent(now);
