@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use shared::{
     community::{
@@ -26,6 +26,7 @@ use shared::{
     },
     ids::LanId,
     link::{
+        attempts::first_of,
         credentials::Credentials,
         renew::Connections,
         tls::{LOGIN_ALPN, SERVER_NAME, TlsError},
@@ -66,16 +67,29 @@ pub struct Upstream {
 
 /// Logs in and stays logged in.
 pub(crate) struct Login {
-    config: quinn::ClientConfig,
+    way: Way,
     /// Where a renewal finds the login's connection.
     connections: Connections,
     reconst: Vec<Target>,
     lan: LanId,
     line: LineNumber,
-    binding: WanBinding,
     upstream: watch::Sender<Upstream>,
     /// The connection that stands.
     standing: watch::Sender<Option<quinn::Connection>>,
+}
+
+/// How servers are reached over the line.
+#[derive(Clone)]
+struct Way {
+    config: quinn::ClientConfig,
+    binding: WanBinding,
+}
+
+/// A server that has answered.
+struct Reached {
+    target: Target,
+    address: SocketAddr,
+    connection: quinn::Connection,
 }
 
 /// The line that a login is about.
@@ -110,12 +124,11 @@ impl Login {
         config.transport_config(Arc::new(transport()));
         let (upstream, receiver) = watch::channel(Upstream::default());
         let login = Self {
-            config,
+            way: Way { config, binding },
             connections: connections.clone(),
             reconst: profile.reconst.clone(),
             lan: profile.identity.lan,
             line,
-            binding,
             upstream,
             standing: watch::Sender::default(),
         };
@@ -134,21 +147,20 @@ impl Login {
         let Some(first) = self.reconst.first().cloned() else { return };
         let mut servers = Servers::new(self.reconst.clone(), first);
         loop {
-            let target = servers.current().clone();
-            let ended = self.log_in(&target, &mut line, &mut servers).await;
+            let ended = self.log_in(&mut line, &mut servers).await;
             let was_logged_in = self.upstream.borrow().is_logged_in;
             let problem = match ended {
                 Ok(Moves) => {
-                    tracing::info!(line = self.line.0, from = %target, to = %servers.current(), "logging in where the LAN is served");
+                    tracing::info!(line = self.line.0, to = %servers.current(), "logging in where the LAN is served");
                     self.upstream.send_modify(|upstream| upstream.is_logged_in = false);
                     continue;
                 }
                 Err(error) => format!("{error:#}"),
             };
             if self.upstream.borrow().problem.as_ref() == Some(&problem) {
-                tracing::debug!(line = self.line.0, reconst = %target, problem, "still not logged in");
+                tracing::debug!(line = self.line.0, reconst = %servers.current(), problem, "still not logged in");
             } else {
-                tracing::warn!(line = self.line.0, reconst = %target, problem, "not logged in");
+                tracing::warn!(line = self.line.0, reconst = %servers.current(), problem, "not logged in");
             }
             self.upstream.send_modify(|upstream| {
                 upstream.is_logged_in = false;
@@ -166,16 +178,15 @@ impl Login {
         }
     }
 
-    async fn log_in(&self, target: &Target, line: &mut LoginLine, servers: &mut Servers) -> anyhow::Result<Moves> {
-        let connect_time = if servers.has_others() { CONNECT_TIME_OF_ONE } else { CONNECT_TIME };
-        let address = timeout(connect_time, self.resolve(target)).await.context("the name server does not answer")??;
-        let socket = self.binding.open(address.ip()).with_context(|| format!("can't send over {}", self.binding))?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
-        let connecting = endpoint.connect_with(self.config.clone(), address, SERVER_NAME)?;
-        let connection = timeout(connect_time, connecting)
-            .await
-            .with_context(|| format!("reconst at {address} does not answer"))?
-            .map_err(|error| explain(&error))?;
+    async fn log_in(&self, line: &mut LoginLine, servers: &mut Servers) -> anyhow::Result<Moves> {
+        let mut problem = None;
+        let attempts = servers.in_order().into_iter().map(|target| self.way.clone().connect(target));
+        // Who does not answer at all is the last to fail: the first error says most.
+        let reached = first_of(attempts, STAGGER, |error| problem = problem.take().or(Some(error))).await;
+        servers.on_answered(reached.as_ref().map(|reached| &reached.target), Instant::now());
+        let Some(Reached { connection, address, .. }) = reached else {
+            return Err(problem.unwrap_or_else(|| anyhow!("no server is known")));
+        };
         self.standing.send_replace(Some(connection.clone()));
         let ended = self.stay(&connection, address, line, servers).await;
         self.standing.send_replace(None);
@@ -288,7 +299,7 @@ impl Login {
         let data = match placement.data {
             DataAddress::Here(port) => SocketAddr::new(reached.ip(), port),
             DataAddress::Elsewhere(target) => {
-                timeout(CONNECT_TIME, self.resolve(&target)).await.context("the name server does not answer")??
+                timeout(CONNECT_TIME, self.way.resolve(&target)).await.context("the name server does not answer")??
             }
         };
         if self.upstream.borrow().data != Some(data) || !self.upstream.borrow().is_logged_in {
@@ -299,6 +310,21 @@ impl Login {
             *upstream = Upstream { data: Some(data), login: Some(reached), is_logged_in: true, problem: None, removed, is_data_all };
         });
         Ok(())
+    }
+}
+
+impl Way {
+    /// Connects to the login port of a server, or, while a modem's line comes up, waits for it.
+    async fn connect(self, target: Target) -> anyhow::Result<Reached> {
+        let address = timeout(CONNECT_TIME, self.resolve(&target)).await.context("the name server does not answer")??;
+        let socket = self.binding.open(address.ip()).with_context(|| format!("can't send over {}", self.binding))?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
+        let connecting = endpoint.connect_with(self.config, address, SERVER_NAME)?;
+        let connection = timeout(CONNECT_TIME, connecting)
+            .await
+            .with_context(|| format!("reconst at {address} does not answer"))?
+            .map_err(|error| explain(&error))?;
+        Ok(Reached { target, address, connection })
     }
 
     /// The first address of `target` that the line can send to.
@@ -401,18 +427,16 @@ fn explain(error: &ConnectionError) -> anyhow::Error {
         ConnectionError::ApplicationClosed(close) => {
             let reason = String::from_utf8_lossy(&close.reason);
             match CloseCode::from_code(close.error_code.into_inner()) {
-                Some(CloseCode::Denied) => anyhow::anyhow!("reconst refuses this relay: {reason}"),
-                Some(CloseCode::Busy) => anyhow::anyhow!("reconst has no room right now: {reason}"),
-                Some(CloseCode::Leaving) => anyhow::anyhow!("reconst is going away"),
-                _ => anyhow::anyhow!("reconst closed the login: {reason}"),
+                Some(CloseCode::Denied) => anyhow!("reconst refuses this relay: {reason}"),
+                Some(CloseCode::Busy) => anyhow!("reconst has no room right now: {reason}"),
+                Some(CloseCode::Leaving) => anyhow!("reconst is going away"),
+                _ => anyhow!("reconst closed the login: {reason}"),
             }
         }
         ConnectionError::TransportError(error) if is_about_certificates(error.code) => {
-            anyhow::anyhow!(
-                "reconst is not the one that made this profile, or the other way round: ask its operator for a new one ({error})"
-            )
+            anyhow!("reconst is not the one that made this profile, or the other way round: ask its operator for a new one ({error})")
         }
-        error => anyhow::anyhow!("the connection to reconst failed: {error}"),
+        error => anyhow!("the connection to reconst failed: {error}"),
     }
 }
 
@@ -448,8 +472,9 @@ const WINDOW_BYTES: u32 = 32 * 1024;
 /// The longest that a name server or `reconst` is waited for: a modem's line takes seconds to come up.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
-/// The same where there are other servers to try: some round trips of a modem's line that is up.
-const CONNECT_TIME_OF_ONE: Duration = Duration::from_secs(4);
+/// How long a server has to answer before the next is asked as well: a few round trips of most lines. On one that is slower two are asked, and the
+/// better one answers first.
+const STAGGER: Duration = Duration::from_millis(500);
 
 /// A server that has not answered for so long is left for another one, if there is one; what is said every second is answered at once, and the
 /// queue of a line that carries something moves. A mistake costs a login, and no path.

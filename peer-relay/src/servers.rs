@@ -1,8 +1,8 @@
 //! Which of `reconst`'s servers to log in at.
 //!
-//! Enters: the profile's addresses, those that `reconst` tells, and what became of each login. Leaves: the next one to try, and a better one than
-//! the current. Always holds: a server that failed comes after those that did not, and one that failed lately is not gone back to though it
-//! would be better.
+//! Enters: the profile's addresses, those that `reconst` tells, and what became of each login. Leaves: the order in which to try them, and a better
+//! one than the current. Always holds: a server that failed comes after those that did not, and one that failed lately is not gone back to
+//! though it would be better.
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,13 @@ impl Servers {
         &self.current
     }
 
+    /// All of them in the order in which to try them: the current one, then those that never failed, then those that failed longest ago.
+    pub(crate) fn in_order(&self) -> Vec<Target> {
+        let mut others: Vec<&Target> = self.all().filter(|target| **target != self.current).collect();
+        others.sort_by_key(|target| self.failed_at(target));
+        std::iter::once(&self.current).chain(others).cloned().collect()
+    }
+
     /// Whether there are others.
     pub(crate) fn has_others(&self) -> bool {
         self.all().any(|target| *target != self.current)
@@ -49,18 +56,31 @@ impl Servers {
         true
     }
 
+    /// Goes to the one that has answered, if one has; those before it in the order have not.
+    pub(crate) fn on_answered(&mut self, answered: Option<&Target>, now: Instant) {
+        for silent in self.in_order().into_iter().take_while(|target| Some(target) != answered) {
+            self.note_failure(silent, now);
+        }
+        if let Some(answered) = answered {
+            self.current = answered.clone();
+        }
+    }
+
     /// Goes to another server since the current one has failed, or its login is over; gives how long ago that one failed, if it did.
     pub(crate) fn on_failed(&mut self, now: Instant) -> Option<Duration> {
-        let failed = self.current.clone();
-        match self.failures.iter_mut().find(|(target, _)| *target == failed) {
-            Some((_, at)) => *at = now,
-            None => self.failures.push((failed, now)),
-        }
+        self.note_failure(self.current.clone(), now);
         // The first of those that failed longest ago, or never.
         if let Some(next) = self.all().min_by_key(|target| self.failed_at(target)).cloned() {
             self.current = next;
         }
         self.failed_at(&self.current).map(|at| now.saturating_duration_since(at))
+    }
+
+    fn note_failure(&mut self, failed: Target, now: Instant) {
+        match self.failures.iter_mut().find(|(target, _)| *target == failed) {
+            Some((_, at)) => *at = now,
+            None => self.failures.push((failed, now)),
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = &Target> {
@@ -100,6 +120,18 @@ mod tests {
         assert_eq!(*servers.current(), target("a"));
         assert!(!servers.improve(start + Duration::from_secs(1)));
         assert!(servers.improve(start + SHUNNED_FOR));
+    }
+
+    #[test]
+    fn those_that_did_not_answer_come_last() {
+        let (mut servers, start) = (servers(), Instant::now());
+        servers.on_told(vec![target("a"), target("b"), target("c"), target("d")]);
+        servers.on_answered(Some(&target("c")), start);
+        assert_eq!(servers.in_order(), [target("c"), target("d"), target("a"), target("b")]);
+        assert!(!servers.improve(start), "it has just failed");
+        servers.on_answered(None, start + SHUNNED_FOR / 2);
+        assert_eq!(servers.on_failed(start + SHUNNED_FOR / 2), Some(Duration::ZERO));
+        assert_eq!(servers.in_order(), [target("a"), target("b"), target("c"), target("d")]);
     }
 
     #[test]

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use shared::target::{Host, Refusal, RefusalKind, Target};
+use shared::{
+    link::attempts::first_of,
+    target::{Host, Refusal, RefusalKind, Target},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -46,18 +49,22 @@ impl Outbound for Direct {
             },
         };
         let mut refusal = Refusal::new(RefusalKind::NameNotFound, format!("{} has no address", target.host));
-        for address in addresses {
-            match tokio::time::timeout(CONNECT_TIME, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => {
-                    let _ = tcp.set_nodelay(true);
-                    return Ok(DirectStream { tcp, has_read_all: false, has_shut_down: false });
-                }
-                Ok(Err(error)) => refusal = Refusal::new(kind_of(&error), format!("{target} can't be reached directly: {error}")),
-                Err(_) => refusal = Refusal::new(RefusalKind::TimedOut, format!("{target} does not answer")),
-            }
-        }
-        Err(refusal)
+        let connected = first_of(addresses.into_iter().map(connect), STAGGER, |error| {
+            refusal = match error.kind() {
+                io::ErrorKind::TimedOut => Refusal::new(RefusalKind::TimedOut, format!("{target} does not answer")),
+                _ => Refusal::new(kind_of(&error), format!("{target} can't be reached directly: {error}")),
+            };
+        });
+        let tcp = connected.await.ok_or(refusal)?;
+        Ok(DirectStream { tcp, has_read_all: false, has_shut_down: false })
     }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let tcp =
+        tokio::time::timeout(CONNECT_TIME, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    let _ = tcp.set_nodelay(true);
+    Ok(tcp)
 }
 
 fn kind_of(error: &io::Error) -> RefusalKind {
@@ -120,5 +127,8 @@ pub(super) const RESOLVE_TIME: Duration = Duration::from_secs(10);
 /// Three SYNs (at 0, 1 and 3 s) to a host on the LAN.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// With [`CONNECT_TIME`], bounds one opening to 40 s.
+/// RFC 8305 §8: the recommended connection attempt delay.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// With [`STAGGER`], all have begun after 2 s.
 const ADDRESSES_MAX: usize = 8;

@@ -2,12 +2,14 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use shared::target::{Refusal, RefusalKind, Target};
+use shared::{
+    link::attempts::first_of,
+    target::{Refusal, RefusalKind, Target},
+};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpSocket, TcpStream},
-    task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::timeout,
 };
 
 /// Connects to the first of `addresses` that answers: families in turn, one attempt more every [`STAGGER`] or as soon as one fails.
@@ -15,34 +17,14 @@ use tokio::{
 /// # Errors
 /// Of all attempts' errors, the one that says most of the destination.
 pub(super) async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut waiting = interleaved(addresses).into_iter().take(ATTEMPTS_MAX);
-    let mut attempts = JoinSet::new();
+    let attempts = interleaved(addresses).into_iter().take(ATTEMPTS_MAX).map(attempt);
     let mut closest: Option<io::Error> = None;
-    loop {
-        if let Some(address) = waiting.next() {
-            attempts.spawn(attempt(address));
+    let connected = first_of(attempts, STAGGER, |error| {
+        if closest.as_ref().is_none_or(|known| knowledge(&error) > knowledge(known)) {
+            closest = Some(error);
         }
-        let next_start = Instant::now() + STAGGER;
-        loop {
-            let ended = tokio::select! {
-                ended = attempts.join_next() => ended,
-                () = sleep_until(next_start), if waiting.len() > 0 => break,
-            };
-            match ended {
-                Some(Ok(Ok(stream))) => return Ok(stream),
-                Some(Ok(Err(error))) => {
-                    if closest.as_ref().is_none_or(|known| knowledge(&error) > knowledge(known)) {
-                        closest = Some(error);
-                    }
-                    if waiting.len() > 0 {
-                        break;
-                    }
-                }
-                Some(Err(panicked)) => return Err(io::Error::other(panicked)),
-                None => return Err(closest.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into())),
-            }
-        }
-    }
+    });
+    connected.await.ok_or_else(|| closest.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
 }
 
 /// What the application is told of a failed connection.

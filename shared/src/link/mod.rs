@@ -1,10 +1,12 @@
 //! The thin drivers over tokio, quinn and rustls.
 //!
 //! [`session`] drives the core, [`stream`] is a flow as `AsyncRead` and `AsyncWrite`, [`parcels`] a UDP flow's datagrams, [`open`] says where it goes, [`pipe`] joins it to
-//! a socket ([`tcp`]); [`udp_port`] is a UDP flow's socket. [`transport`] and [`tls`] say what a path's connection is, [`path_socket`] sends and receives its packets, [`join`] brings it into its session. [`lan`] asks a relay for service.
+//! a socket ([`tcp`]); [`udp_port`] is a UDP flow's socket. [`transport`] and [`tls`] say what a path's connection is, [`path_socket`] sends and receives its packets, [`join`] brings it into its session. [`lan`] asks a relay for service; [`attempts`] takes
+//! the first of several ways that works.
 //! [`enrol`] makes a member of a PC, with a [`key`] of its own, at a `reconst` that it knows by its authority's fingerprint ([`pinned`]),
 //! through a relay if need be ([`carry`]); [`renew`] keeps it one, by replacing its [`credentials`].
 
+pub mod attempts;
 pub mod carry;
 pub mod credentials;
 pub mod enrol;

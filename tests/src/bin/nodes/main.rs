@@ -43,6 +43,9 @@ struct Arguments {
     /// Nodes
     #[arg(long, default_value_t = 3)]
     nodes: u8,
+    /// Nodes that are dead all the while, though members know them
+    #[arg(long, default_value_t = 0)]
+    dead: u8,
     /// Flows at once
     #[arg(long, default_value_t = 10)]
     flows: u64,
@@ -92,6 +95,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// Kills the node that serves, again and again, and measures until a flow gets through.
 async fn kills(arguments: &Arguments, server: &str) -> anyhow::Result<()> {
     let mut cluster = Cluster::start(server, &std::env::current_exe()?, plan(arguments, 1)).await?;
+    anyhow::ensure!(arguments.dead.saturating_add(2) <= arguments.nodes, "two nodes have to be left");
+    for dead in (0..cluster.node_count()).rev().take(arguments.dead.into()) {
+        cluster.kill_node(dead);
+    }
+    cluster.recovery().await?;
     let flows = Arc::new(Flows::default());
     let mut load = JoinSet::new();
     for number in 0..arguments.flows {
