@@ -144,7 +144,7 @@ mod tests {
     };
 
     use super::{
-        super::tests::{name, node, take, until, user},
+        super::tests::{FLOW, name, node, take, until, user},
         *,
     };
     use crate::{
@@ -278,7 +278,7 @@ mod tests {
             }
             used_up = 0;
             for (keeper, account, moved) in &mut spenders {
-                let taken = account.lock().take(Instant::now(), account.time(), Way::Down, 100_000);
+                let taken = account.lock().take(Instant::now(), account.time(), Way::Down, FLOW, 100_000);
                 match taken {
                     Ok(granted) => *moved += granted.bytes,
                     Err(Refused::NotYet) => keeper.keep_those(false).await,

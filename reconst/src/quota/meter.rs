@@ -12,7 +12,7 @@ use std::{
 };
 
 use shared::{
-    community::quota::{Refused, Way},
+    community::quota::{Refused, Sharer, Way},
     link::{pipe::Meter, stream::FlowWatch},
 };
 use tokio::time::Sleep;
@@ -22,6 +22,7 @@ use super::spending::{Granted, Spending};
 /// One direction of a TCP flow. What was granted and did not reach its end is given back when it is dropped.
 pub struct FlowMeter {
     spending: Arc<Spending>,
+    sharer: Sharer,
     way: Way,
     watch: FlowWatch,
     /// What of the last grant has not moved yet, and whether its turn has come.
@@ -44,9 +45,10 @@ struct Ending {
 impl FlowMeter {
     /// The meters of a flow that is spent from `spending`, up and down.
     pub fn pair(spending: &Arc<Spending>, watch: &FlowWatch) -> (Self, Self) {
-        let ended = Arc::new(AtomicUsize::new(0));
+        let (sharer, ended) = (spending.next_sharer(), Arc::new(AtomicUsize::new(0)));
         let meter = |way| Self {
             spending: spending.clone(),
+            sharer,
             way,
             watch: watch.clone(),
             grant: None,
@@ -61,7 +63,7 @@ impl FlowMeter {
     /// Takes a grant if none is left.
     fn take(&mut self, wanted: usize) -> Result<(), Refused> {
         if self.grant.is_none() {
-            let grant = self.spending.take(self.way, wanted as u64)?;
+            let grant = self.spending.take(self.way, self.sharer, wanted as u64)?;
             self.piece_bytes = self.spending.turn_bytes(self.way) as usize;
             self.grant = Some((grant, false));
         }
@@ -162,6 +164,7 @@ impl Drop for FlowMeter {
 /// One direction of a UDP flow: a datagram at a time.
 pub struct ParcelMeter {
     spending: Arc<Spending>,
+    sharer: Sharer,
     way: Way,
     /// The grant of the datagram that waits for its turn.
     grant: Option<Granted>,
@@ -170,7 +173,8 @@ pub struct ParcelMeter {
 impl ParcelMeter {
     /// The meter of one direction of a flow.
     pub fn new(spending: Arc<Spending>, way: Way) -> Self {
-        Self { spending, way, grant: None }
+        let sharer = spending.next_sharer();
+        Self { spending, sharer, way, grant: None }
     }
 
     /// Counts a datagram of so many bytes, which moves once [`ParcelMeter::turn`] has come.
@@ -178,7 +182,7 @@ impl ParcelMeter {
     /// # Errors
     /// If the quota has not so many left, and refuses.
     pub fn take(&mut self, bytes: usize) -> Result<(), Refused> {
-        self.grant = Some(self.spending.take_whole(self.way, bytes as u64)?);
+        self.grant = Some(self.spending.take_whole(self.way, self.sharer, bytes as u64)?);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use std::{
 };
 
 use shared::{
-    community::quota::{Account, Limits, Refused, SharedAccount, Sharer, UnixSeconds, Used, WallClock},
+    community::quota::{Account, Limits, Refused, UnixSeconds, Used, WallClock},
     target::{Refusal, RefusalKind},
     units::Rate,
 };
@@ -56,7 +56,7 @@ struct Shared {
     /// By key, since a LAN's number may be another's a moment after it was removed.
     lans: Mutex<HashMap<LanKey, Arc<LanAccount>>>,
     /// The server's own line, if its rate is known: shared between all users.
-    line: Option<Arc<Mutex<SharedAccount>>>,
+    line: Option<Arc<Mutex<Account>>>,
     /// Held while an account is read or let go, so that it is never counted twice.
     loading: tokio::sync::Mutex<()>,
     clock: Mutex<WallClock>,
@@ -101,7 +101,7 @@ impl Keeper {
         let time = Arc::new(AtomicI64::new(clock.read(Instant::now(), system_time()).0));
         let line = (rate_up.is_some() || rate_down.is_some()).then(|| {
             let (now, limits) = (UnixSeconds(time.load(Ordering::Relaxed)), Limits { rate_up, rate_down, ..Limits::default() });
-            Arc::new(Mutex::new(SharedAccount::new(Instant::now(), now, limits, now, BTreeMap::new())))
+            Arc::new(Mutex::new(Account::of_lan(Instant::now(), now, limits, now, BTreeMap::new())))
         });
         let shared = Shared {
             accounts,
@@ -126,7 +126,7 @@ impl Keeper {
     /// If one is not known yet and the store does not answer.
     pub async fn spending(&self, member: &Member) -> Result<Arc<Spending>, AccountsError> {
         let (user, lan) = (self.account(member).await?, self.lan_account(member).await?);
-        Ok(Arc::new(Spending { user, lan, line: self.shared.line.clone(), sharer: Sharer(member.account.0) }))
+        Ok(Arc::new(Spending { user, lan, line: self.shared.line.clone(), member: member.account }))
     }
 
     async fn lan_account(&self, member: &Member) -> Result<Arc<LanAccount>, AccountsError> {
@@ -146,9 +146,9 @@ impl Keeper {
         let row = as_kept().await?;
         let spender = Spender::Lan(row.key);
         let (used, elsewhere) = self.used(spender).await?;
-        let mut account = SharedAccount::new(Instant::now(), shared.time(), row.limits.clone(), row.since, used);
+        let mut account = Account::of_lan(Instant::now(), shared.time(), row.limits.clone(), row.since, used);
         if let Some(elsewhere) = elsewhere {
-            account.account_mut().share(elsewhere);
+            account.share(elsewhere);
         }
         let account = Arc::new(LanAccount::new(row, account, shared.time.clone(), shared.reporting(spender)));
         shared.lock_lans().insert(member.lan_key, account.clone());

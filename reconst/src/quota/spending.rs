@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use serde::Serialize;
 use shared::{
     community::{
         member::Name,
-        quota::{Account, Grant, Limits, Refused, SharedAccount, SharedGrant, Sharer, UnixSeconds, Way, told::ToldQuota},
+        quota::{Account, Grant, Limits, Refused, Sharer, UnixSeconds, Way, told::ToldQuota},
     },
     link::session::SessionHandle,
     target::Refusal,
@@ -35,16 +35,16 @@ pub struct Spending {
     pub(super) user: Arc<UserAccount>,
     pub(super) lan: Arc<LanAccount>,
     /// The server's own line, if it has a rate.
-    pub(super) line: Option<Arc<Mutex<SharedAccount>>>,
-    /// Which share of those two is the user's.
-    pub(super) sharer: Sharer,
+    pub(super) line: Option<Arc<Mutex<Account>>>,
+    /// Whose share of those two is spent.
+    pub(super) member: MemberId,
 }
 
 /// What all users of a LAN spend from.
 pub(super) struct LanAccount {
     pub(super) key: LanKey,
     name: Name,
-    account: Mutex<SharedAccount>,
+    account: Mutex<Account>,
     time: Arc<AtomicI64>,
     reporting: Reporting,
 }
@@ -55,8 +55,8 @@ pub(super) struct Granted {
     /// How many.
     pub(super) bytes: u64,
     user: Grant,
-    lan: SharedGrant,
-    line: Option<SharedGrant>,
+    lan: Grant,
+    line: Option<Grant>,
 }
 
 /// A flow that is counted among its user's and its LAN's, until dropped.
@@ -93,7 +93,7 @@ impl Spending {
 
     /// The user's account.
     pub fn user(&self) -> MemberId {
-        MemberId(self.sharer.0)
+        self.member
     }
 
     /// The name of the LAN.
@@ -121,36 +121,51 @@ impl Spending {
     fn count_flow(&self) -> Result<(), Refused> {
         let time = self.user.time();
         self.user.lock().open_flow(time)?;
-        let opened = self.lan.lock().account_mut().open_flow(time);
+        let opened = self.lan.lock().open_flow(time);
         opened.inspect_err(|_| self.user.lock().close_flow())
     }
 
-    /// Leave to move up to `bytes`, at least 1.
-    pub(super) fn take(&self, way: Way, bytes: u64) -> Result<Granted, Refused> {
-        let (now, time) = (Instant::now(), self.user.time());
-        let bytes = bytes.min(self.turn_bytes(way));
-        let user = self.user.take(|account| account.take(now, time, way, bytes))?;
-        let lan = self.lan.take(|account| account.take(now, time, way, self.sharer, user.bytes));
-        let lan = lan.inspect_err(|_| self.user.lock().give_back(way, user.bytes, Some(user)))?;
-        if lan.bytes() < user.bytes {
-            self.user.lock().give_back(way, user.bytes - lan.bytes(), Some(user));
-        }
-        Ok(self.granted(now, way, user, lan))
+    /// How one more flow is known to the accounts.
+    pub(super) fn next_sharer(&self) -> Sharer {
+        Sharer { user: self.member.0, flow: FLOWS.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Leave to move exactly `bytes`, in one piece.
-    pub(super) fn take_whole(&self, way: Way, bytes: u64) -> Result<Granted, Refused> {
+    /// Leave for a flow to move up to `bytes`, at least 1.
+    pub(super) fn take(&self, way: Way, sharer: Sharer, bytes: u64) -> Result<Granted, Refused> {
+        let bytes = bytes.min(self.turn_bytes(way));
+        let take = |account: &mut Account, now, time, bytes| account.take(now, time, way, sharer, bytes);
+        self.take_by(way, sharer, bytes, take)
+    }
+
+    /// Leave for a flow to move exactly `bytes`, in one piece.
+    pub(super) fn take_whole(&self, way: Way, sharer: Sharer, bytes: u64) -> Result<Granted, Refused> {
+        let take = |account: &mut Account, now, time, bytes| account.take_whole(now, time, way, sharer, bytes);
+        self.take_by(way, sharer, bytes, take)
+    }
+
+    fn take_by(
+        &self,
+        way: Way,
+        sharer: Sharer,
+        bytes: u64,
+        take: impl Fn(&mut Account, Instant, UnixSeconds, u64) -> Result<Grant, Refused>,
+    ) -> Result<Granted, Refused> {
         let (now, time) = (Instant::now(), self.user.time());
-        let user = self.user.take(|account| account.take_whole(now, time, way, bytes))?;
-        let lan = self.lan.take(|account| account.take_whole(now, time, way, self.sharer, bytes));
-        let lan = lan.inspect_err(|_| self.user.lock().give_back(way, bytes, Some(user)))?;
-        Ok(self.granted(now, way, user, lan))
+        let user = self.user.take(|account| take(account, now, time, bytes))?;
+        let lan = self.lan.take(|account| take(account, now, time, user.bytes));
+        let lan = lan.inspect_err(|_| give_up(&mut self.user.lock(), way, user.bytes, &user))?;
+        if lan.bytes < user.bytes {
+            self.user.lock().give_back(way, user.bytes - lan.bytes, Some(&user));
+        }
+        let line = self.line().and_then(|mut line| line.take_whole(now, time, way, sharer, lan.bytes).ok());
+        self.reportings().for_each(|reporting| reporting.on_granted(way, lan.bytes));
+        Ok(Granted { bytes: lan.bytes, user, lan, line })
     }
 
     /// How long until it is worth to look whether the turn has come; `None` once it has.
     pub(super) fn wait(&self, way: Way, granted: &Granted) -> Option<Duration> {
         let now = Instant::now();
-        let user = self.user.lock().wait(now, way, granted.user.ticket);
+        let user = self.user.lock().wait(now, way, &granted.user);
         let lan = self.lan.lock().wait(now, way, &granted.lan);
         let line = self.line().zip(granted.line.as_ref()).and_then(|(mut line, grant)| line.wait(now, way, grant));
         user.into_iter().chain(lan).chain(line).max()
@@ -159,10 +174,10 @@ impl Spending {
     /// Takes back what of a grant has not moved.
     pub(super) fn give_back(&self, way: Way, granted: Granted) {
         self.reportings().for_each(|reporting| reporting.on_settled(way, granted.bytes));
-        self.user.lock().give_back(way, granted.bytes, Some(granted.user));
-        self.lan.lock().give_back(way, granted.bytes, Some(granted.lan));
-        if let (Some(mut line), Some(grant)) = (self.line(), granted.line) {
-            line.give_back(way, granted.bytes, Some(grant));
+        give_up(&mut self.user.lock(), way, granted.bytes, &granted.user);
+        give_up(&mut self.lan.lock(), way, granted.bytes, &granted.lan);
+        if let (Some(mut line), Some(grant)) = (self.line(), &granted.line) {
+            give_up(&mut line, way, granted.bytes, grant);
         }
     }
 
@@ -180,7 +195,7 @@ impl Spending {
 
     /// What the user is told of its quota and the LAN's.
     pub fn told(&self) -> Vec<ToldQuota> {
-        let (user, lan) = (self.user.lock().told(), self.lan.lock().account().told());
+        let (user, lan) = (self.user.lock().told(), self.lan.lock().told());
         user.into_iter().chain(lan).collect()
     }
 
@@ -190,14 +205,7 @@ impl Spending {
         self.reportings().for_each(|reporting| reporting.on_settled(way, bytes as u64));
     }
 
-    fn granted(&self, now: Instant, way: Way, user: Grant, lan: SharedGrant) -> Granted {
-        let (bytes, time) = (lan.bytes(), self.user.time());
-        let line = self.line().and_then(|mut line| line.take_whole(now, time, way, self.sharer, bytes).ok());
-        self.reportings().for_each(|reporting| reporting.on_granted(way, bytes));
-        Granted { bytes, user, lan, line }
-    }
-
-    fn line(&self) -> Option<MutexGuard<'_, SharedAccount>> {
+    fn line(&self) -> Option<MutexGuard<'_, Account>> {
         self.line.as_ref().map(|line| line.lock().expect("nothing panics under the lock"))
     }
 }
@@ -205,26 +213,26 @@ impl Spending {
 impl Drop for OpenFlow {
     fn drop(&mut self) {
         self.spending.user.lock().close_flow();
-        self.spending.lan.lock().account_mut().close_flow();
+        self.spending.lan.lock().close_flow();
     }
 }
 
 impl LanAccount {
-    pub(super) fn new(row: LanAccountRow, account: SharedAccount, time: Arc<AtomicI64>, reporting: Reporting) -> Self {
+    pub(super) fn new(row: LanAccountRow, account: Account, time: Arc<AtomicI64>, reporting: Reporting) -> Self {
         Self { key: row.key, name: row.name, account: Mutex::new(account), time, reporting }
     }
 
     /// Takes a grant; asks for a lease if it runs low.
-    fn take(&self, take: impl FnOnce(&mut SharedAccount) -> Result<SharedGrant, Refused>) -> Result<SharedGrant, Refused> {
+    fn take(&self, take: impl FnOnce(&mut Account) -> Result<Grant, Refused>) -> Result<Grant, Refused> {
         let mut account = self.lock();
         let taken = take(&mut account);
-        self.reporting.ask_if_low(account.account());
+        self.reporting.ask_if_low(&account);
         taken
     }
 
     pub(super) fn set_limits(&self, limits: Limits) {
         let mut account = self.lock();
-        if *account.account().limits() != limits {
+        if *account.limits() != limits {
             tracing::info!(lan = %self.name, "limits changed");
             account.set_limits(Instant::now(), UnixSeconds(self.time.load(Ordering::Relaxed)), limits);
         }
@@ -232,23 +240,22 @@ impl LanAccount {
 
     #[cfg(test)]
     pub(super) fn limits(&self) -> Limits {
-        self.lock().account().limits().clone()
+        self.lock().limits().clone()
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
-        self.lock().account().is_exhausted()
+        self.lock().is_exhausted()
     }
 
     /// Tells the log once a period that the quota is used up nearly.
     pub(super) fn warn_in_time(&self) {
-        if self.lock().account_mut().poll_warning() {
+        if self.lock().poll_warning() {
             tracing::warn!(lan = %self.name, "80 % of the LAN's quota are used");
         }
     }
 
     pub(super) fn report(&self) -> LanAccountReport {
         let account = self.lock();
-        let account = account.account();
         let used = account.used();
         LanAccountReport {
             lan: self.name.to_string(),
@@ -260,7 +267,7 @@ impl LanAccount {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, SharedAccount> {
+    fn lock(&self) -> MutexGuard<'_, Account> {
         self.account.lock().expect("nothing panics under the lock")
     }
 }
@@ -271,6 +278,15 @@ impl Kept for LanAccount {
     }
 
     fn with(&self, look: &mut dyn FnMut(&mut Account)) {
-        look(self.lock().account_mut());
+        look(&mut self.lock());
     }
 }
+
+/// Takes back `bytes` of a grant, and its turn if that has not come.
+fn give_up(account: &mut Account, way: Way, bytes: u64, grant: &Grant) {
+    account.give_back(way, bytes, Some(grant));
+    account.give_up_turn(way, grant);
+}
+
+/// The flows that have been, of all users.
+static FLOWS: AtomicU64 = AtomicU64::new(0);

@@ -3,7 +3,7 @@
 use shared::{
     community::{
         member::Role,
-        quota::{Quota, Way},
+        quota::{Quota, Sharer, Way},
     },
     service::Shutdown,
     units::Size,
@@ -66,7 +66,7 @@ async fn what_a_lan_may_spend_counts_for_all_its_users() {
     let keeper = Keeper::new(registrar.accounts().clone(), None, None);
     let (ann, bob) = (keeper.spending(&ann).await.expect("an account"), keeper.spending(&bob).await.expect("an account"));
     let moved = |spending: &Arc<Spending>, bytes| {
-        let granted = spending.take(Way::Down, bytes).ok()?.bytes;
+        let granted = spending.take(Way::Down, FLOW, bytes).ok()?.bytes;
         spending.on_moved(Way::Down, granted as usize);
         Some(granted)
     };
@@ -115,7 +115,7 @@ async fn a_lan_s_quota_is_spent_on_two_nodes_and_no_further() {
         }
         used_up = 0;
         for (keeper, spending, moved) in &mut spendings {
-            match spending.take(Way::Down, 100_000) {
+            match spending.take(Way::Down, FLOW, 100_000) {
                 Ok(granted) => {
                     spending.on_moved(Way::Down, granted.bytes as usize);
                     *moved += granted.bytes;
@@ -173,7 +173,7 @@ async fn a_node_that_was_killed_holds_no_lease_once_it_is_back() {
     let account = keeper.account(&member).await.expect("an account");
     let mut moved = 0;
     for _ in 0..1000 {
-        let taken = account.lock().take(Instant::now(), account.time(), Way::Down, 100_000);
+        let taken = account.lock().take(Instant::now(), account.time(), Way::Down, FLOW, 100_000);
         match taken {
             Ok(granted) => moved += granted.bytes,
             Err(Refused::NotYet) => keeper.keep_those(false).await,
@@ -202,7 +202,7 @@ async fn what_is_under_way_is_not_kept_as_used_and_no_other_node_gets_it() {
     let (spending, other) = (here.spending(&member).await.expect("an account"), there.account(&member).await.expect("an account"));
     let mut granted = 0;
     while granted < 600_000 {
-        match spending.take(Way::Down, 60_000) {
+        match spending.take(Way::Down, FLOW, 60_000) {
             Ok(taken) => granted += taken.bytes,
             Err(refused) => {
                 assert_eq!(refused, Refused::NotYet);
@@ -215,7 +215,7 @@ async fn what_is_under_way_is_not_kept_as_used_and_no_other_node_gets_it() {
     assert_eq!(report.down_bytes, 0, "nothing has moved");
     let mut elsewhere = 0;
     for _ in 0..100 {
-        let taken = other.lock().take(Instant::now(), other.time(), Way::Down, 60_000);
+        let taken = other.lock().take(Instant::now(), other.time(), Way::Down, FLOW, 60_000);
         match taken {
             Ok(granted) => elsewhere += granted.bytes,
             Err(_) => there.keep_those(false).await,
@@ -320,9 +320,11 @@ pub(super) async fn node(registrar: &Registrar, node: &str) -> Nodes {
 }
 
 pub(super) fn take(account: &UserAccount, bytes: u64) -> Option<u64> {
-    account.lock().take(Instant::now(), account.time(), Way::Down, bytes).ok().map(|grant| grant.bytes)
+    account.lock().take(Instant::now(), account.time(), Way::Down, FLOW, bytes).ok().map(|grant| grant.bytes)
 }
 
 pub(super) fn name(text: &str) -> shared::community::member::Name {
     text.parse().expect("a name")
 }
+
+pub(super) const FLOW: Sharer = Sharer { user: 1, flow: 1 };

@@ -9,10 +9,9 @@ mod clock;
 mod earning;
 mod limits;
 mod period;
-mod shaper;
-mod shared;
 mod shares;
 pub mod told;
+mod turns;
 
 pub use self::{
     account::{Account, Grant, Lease, Refused, Used, Whose},
@@ -20,7 +19,5 @@ pub use self::{
     earning::{Earning, Percent, PercentError},
     limits::{AtLimit, Counts, CountsError, Limits, Quota, Way},
     period::{Length, Period, PeriodError, UnixSeconds, Zone},
-    shaper::Ticket,
-    shared::{SharedAccount, SharedGrant},
     shares::Sharer,
 };

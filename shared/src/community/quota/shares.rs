@@ -1,61 +1,53 @@
-//! One direction of a rate that many users share: each gets the same part of it, whatever the number of its flows.
+//! One direction of a rate that is shared: between users first, then between each one's flows, evenly.
 //!
-//! Between users by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996, §2), which, unlike rounds of a fixed quantum, is fair for
-//! turns of any size; a user's own tickets come due in the order in which they were taken, so that flows that each hold one at a time get the
-//! same. A user who has nothing to move takes nothing from the others, and earns little for later: [`SLACK`].
+//! Who wants to pass takes a ticket and waits for its turn ([`Turns`]): bytes wait where they are. So a user with a thousand flows gets no more than
+//! one with one, and a request or a call beside downloads goes before them, as long as it takes less than its share. Who has nothing to move takes
+//! nothing from the others, and earns little for later: [`SLACK`]. A change of the rate applies to those who wait already.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use super::shaper::{BURST, nanobits, turn_bytes};
+use super::turns::Turns;
 use crate::units::Rate;
 
-/// Who shares, by a number of the caller's.
+/// Who shares, by numbers of the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Sharer(pub i64);
+pub struct Sharer {
+    /// The user.
+    pub user: i64,
+    /// Which of the user's flows.
+    pub flow: u64,
+}
 
 /// A place in the line of one sharer; later ones have larger numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct ShareTicket(u64);
 
-/// The line of one direction. Amounts are in nanobits.
+/// The line of one direction. Amounts are in billionths of a bit, of which a rate in bits per second gives a whole number in a nanosecond.
 #[derive(Debug)]
 pub(super) struct Shares {
     rate: Option<Rate>,
     /// What may pass now; negative while the last that passed takes its time.
     credit: i128,
     counted_at: Instant,
-    /// The start tag of what passed last; once nobody waits, the finish tag.
-    virtual_time: u128,
     next: ShareTicket,
-    lines: BTreeMap<Sharer, Line>,
-    /// The start tags of those who wait.
-    waiting: BTreeSet<(u128, Sharer)>,
+    users: Turns<i64>,
+    lines: BTreeMap<i64, Line>,
 }
 
+/// A user's flows.
 #[derive(Debug, Default)]
 struct Line {
-    tickets: VecDeque<Waiting>,
-    /// What all its tickets together are for.
-    issued: u128,
-    /// The start tag of the first ticket; without one, the finish tag of the last that passed.
-    tag: u128,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    ticket: ShareTicket,
-    amount: u128,
-    /// What the sharer's tickets before it are for.
-    ahead: u128,
+    flows: Turns<u64>,
+    tickets: BTreeMap<u64, VecDeque<(ShareTicket, u128)>>,
 }
 
 impl Shares {
     /// A line that nobody waits in.
     pub(super) fn new(now: Instant, rate: Option<Rate>) -> Self {
-        Self { rate, credit: 0, counted_at: now, virtual_time: 0, next: ShareTicket(0), lines: BTreeMap::new(), waiting: BTreeSet::new() }
+        Self { rate, credit: 0, counted_at: now, next: ShareTicket(0), users: Turns::default(), lines: BTreeMap::new() }
     }
 
     /// Follows a change of the rate; none lets everyone pass.
@@ -66,9 +58,7 @@ impl Shares {
         self.pass(now);
         self.rate = rate;
         if rate.is_none() {
-            self.lines.clear();
-            self.waiting.clear();
-            (self.credit, self.virtual_time) = (0, 0);
+            (self.users, self.lines, self.credit) = (Turns::default(), BTreeMap::new(), 0);
         }
     }
 
@@ -80,16 +70,17 @@ impl Shares {
             return ticket;
         }
         self.pass(now);
-        self.forget_idle();
-        let (amount, now_tag) = (nanobits(bytes), self.virtual_time);
-        let earliest = now_tag.saturating_sub(self.slack());
-        let line = self.lines.entry(sharer).or_insert_with(|| Line { tag: now_tag, ..Line::default() });
-        if line.tickets.is_empty() {
-            line.tag = line.tag.max(earliest);
-            self.waiting.insert((line.tag, sharer));
+        let slack = self.slack();
+        let line = self.lines.entry(sharer.user).or_default();
+        line.flows.enter(sharer.flow, slack);
+        line.tickets.entry(sharer.flow).or_default().push_back((ticket, amount_of(bytes)));
+        if line.flows.forget_idle(slack) {
+            line.tickets.retain(|flow, _| line.flows.knows(*flow));
         }
-        line.tickets.push_back(Waiting { ticket, amount, ahead: line.issued });
-        line.issued += amount;
+        self.users.enter(sharer.user, slack);
+        if self.users.forget_idle(slack) {
+            self.lines.retain(|user, _| self.users.knows(*user));
+        }
         ticket
     }
 
@@ -97,36 +88,44 @@ impl Shares {
     pub(super) fn wait(&mut self, now: Instant, sharer: Sharer, ticket: ShareTicket) -> Option<Duration> {
         let rate = self.rate?;
         self.pass(now);
-        let line = self.lines.get(&sharer)?;
-        let own = line.tickets[line.find(ticket)?].ahead - line.tickets.front()?.ahead;
-        let others = if own == 0 {
-            let before = self.waiting.range(..(line.tag, sharer)).take(LOOKED_AT).map(|(_, other)| self.lines[other].tickets[0].amount);
-            before.sum()
+        let line = self.lines.get(&sharer.user)?;
+        let tickets = line.tickets.get(&sharer.flow)?;
+        let index = position(tickets, ticket)?;
+        let of_flow: u128 = tickets.range(..index).map(|(_, amount)| amount).sum();
+        let of_flows: u128 = line.flows.before(sharer.flow).take(LOOKED_AT).map(|flow| line.next_of(flow)).sum();
+        let of_user = of_flow + of_flows;
+        let of_others = if of_user == 0 {
+            self.users.before(sharer.user).take(LOOKED_AT).filter_map(|user| self.lines.get(&user)).map(Line::next).sum()
         } else {
             // Half of what it is if all who wait go on to: each look brings it nearer, and none sleeps past its turn for long.
-            own * (self.waiting.len() as u128 - 1) / 2
+            of_user * (self.users.waiting() as u128 - 1) / 2
         };
-        let ahead = i128::try_from(own + others).unwrap_or(i128::MAX).saturating_sub(self.credit).max(1);
+        let ahead = i128::try_from(of_user + of_others).unwrap_or(i128::MAX).saturating_sub(self.credit).max(1);
         let nanoseconds = ahead.unsigned_abs().div_ceil(u128::from(rate.bits_per_second));
         Some(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX)))
     }
 
     /// Gives up a ticket whose turn may not have come.
     pub(super) fn cancel(&mut self, sharer: Sharer, ticket: ShareTicket) {
-        let Some(line) = self.lines.get_mut(&sharer) else { return };
-        let Some(index) = line.find(ticket) else { return };
-        line.tickets.remove(index);
-        if line.tickets.is_empty() {
-            self.waiting.remove(&(line.tag, sharer));
+        let Some(line) = self.lines.get_mut(&sharer.user) else { return };
+        let Some(tickets) = line.tickets.get_mut(&sharer.flow) else { return };
+        let Some(index) = position(tickets, ticket) else { return };
+        tickets.remove(index);
+        if tickets.is_empty() {
+            line.flows.leave(sharer.flow);
+        }
+        if line.flows.first().is_none() {
+            self.users.leave(sharer.user);
         }
     }
 
-    /// The most that one ticket should be for.
+    /// The most that one ticket should be for, so that turns come often enough.
     pub(super) fn turn_bytes(&self) -> u64 {
-        turn_bytes(self.rate)
+        let Some(rate) = self.rate else { return TURN_BYTES.1 };
+        (rate.bits_per_second / 8 / 1000).saturating_mul(TURN.as_millis() as u64).clamp(TURN_BYTES.0, TURN_BYTES.1)
     }
 
-    /// Lets pass what time has come for, in the order of the start tags.
+    /// Lets pass what time has come for.
     fn pass(&mut self, now: Instant) {
         let Some(rate) = self.rate else { return };
         let bits_per_second = i128::from(rate.bits_per_second);
@@ -134,18 +133,11 @@ impl Shares {
         self.counted_at = self.counted_at.max(now);
         self.credit = self.credit.saturating_add(elapsed.saturating_mul(bits_per_second));
         while self.credit >= 0
-            && let Some((tag, sharer)) = self.waiting.pop_first()
+            && let Some(user) = self.users.first()
         {
-            let line = self.lines.get_mut(&sharer).expect("who waits has a line");
-            let Waiting { amount, .. } = line.tickets.pop_front().expect("who waits has a ticket");
+            let (amount, has_more) = self.lines.get_mut(&user).map_or((0, false), Line::pass);
+            self.users.pass_first(amount, has_more);
             self.credit = self.credit.saturating_sub_unsigned(amount);
-            self.virtual_time = self.virtual_time.max(tag);
-            line.tag = tag + amount;
-            if !line.tickets.is_empty() {
-                self.waiting.insert((line.tag, sharer));
-            } else if self.waiting.is_empty() {
-                self.virtual_time = self.virtual_time.max(line.tag);
-            }
         }
         // Whatever was not used within a burst is forgone.
         self.credit = self.credit.min(bits_per_second * BURST.as_nanos() as i128);
@@ -155,41 +147,86 @@ impl Shares {
     fn slack(&self) -> u128 {
         self.rate.map_or(0, |rate| u128::from(rate.bits_per_second) * SLACK.as_nanos())
     }
-
-    /// Lets go of those whose past makes no difference any more, once they are the most.
-    fn forget_idle(&mut self) {
-        if self.lines.len() > 2 * self.waiting.len() + IDLE_MAX {
-            let earliest = self.virtual_time.saturating_sub(self.slack());
-            self.lines.retain(|_, line| !line.tickets.is_empty() || line.tag > earliest);
-        }
-    }
 }
 
 impl Line {
-    fn find(&self, ticket: ShareTicket) -> Option<usize> {
-        self.tickets.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()
+    /// Lets the first ticket pass; gives what it is for, and whether there are more.
+    fn pass(&mut self) -> (u128, bool) {
+        let first = self.flows.first().and_then(|flow| self.tickets.get_mut(&flow));
+        let Some((tickets, (_, amount))) = first.and_then(|tickets| tickets.pop_front().map(|ticket| (tickets, ticket))) else {
+            return (0, false);
+        };
+        self.flows.pass_first(amount, !tickets.is_empty());
+        (amount, self.flows.first().is_some())
+    }
+
+    /// What the first ticket is for.
+    fn next(&self) -> u128 {
+        self.flows.first().map_or(0, |flow| self.next_of(flow))
+    }
+
+    /// What a flow's first ticket is for.
+    fn next_of(&self, flow: u64) -> u128 {
+        self.tickets.get(&flow).and_then(VecDeque::front).map_or(0, |(_, amount)| *amount)
     }
 }
 
-/// A user with one flow is late for its next turn whenever a timer or a thread is: it loses nothing by that.
+fn position(tickets: &VecDeque<(ShareTicket, u128)>, ticket: ShareTicket) -> Option<usize> {
+    tickets.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()
+}
+
+fn amount_of(bytes: u64) -> u128 {
+    u128::from(bytes) * 8 * 1_000_000_000
+}
+
+/// What may pass at once after a pause. Less loses rate whenever a timer or a thread is late, more is a queue on the user's line.
+const BURST: Duration = Duration::from_millis(20);
+
+/// A flow is late for its next turn whenever a timer or a thread is: it loses nothing by that.
 const SLACK: Duration = Duration::from_millis(20);
+
+/// How often each of a few flows gets its turn.
+const TURN: Duration = Duration::from_millis(4);
+
+/// From a datagram's worth, below which a turn costs more than it carries, to what the flows' pipes move in one piece.
+const TURN_BYTES: (u64, u64) = (1200, 64 << 10);
 
 /// Those who went before, in looking when a turn will come.
 const LOOKED_AT: usize = 64;
 
-/// Lines of nobody who waits that are kept at least.
-const IDLE_MAX: usize = 64;
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn a_flow_that_always_wants_more_gets_the_rate() {
+        for (bits_per_second, late_us) in [(56_000, 0), (5_000_000, 900), (5_000_000, 15_000), (1_000_000_000, 900)] {
+            let passed = run(bits_per_second, &[1], Duration::from_micros(late_us))[0][0];
+            let part = passed / bits_per_second as f64;
+            // The last turn may have begun just before the end.
+            let turn = TURN_BYTES.0 as f64 * 8.0 / (bits_per_second * SECONDS) as f64;
+            assert!((0.99..1.005 + turn).contains(&part), "{bits_per_second} bit/s, {late_us} µs late: {part}");
+        }
+    }
+
+    #[test]
+    fn flows_of_a_user_share_evenly() {
+        let flows = &run(20_000_000, &[100], Duration::from_millis(1))[0];
+        let (least, most) = flows.iter().fold((f64::MAX, 0.0_f64), |(least, most), flow| (least.min(*flow), most.max(*flow)));
+        assert!((0.99..1.005).contains(&(flows.iter().sum::<f64>() / 20e6)), "{flows:?}");
+        let turn = Shares::new(Instant::now(), Some(rate(20_000_000))).turn_bytes() as f64 * 8.0 / SECONDS as f64;
+        assert!(most - least <= 2.0 * turn, "{least} to {most}");
+    }
 
     #[test]
     fn a_user_with_a_thousand_flows_gets_no_more_than_one_with_one() {
         // A flow that is 5 ms late after each turn of 64 KiB has no more than a tenth of a gigabit.
         for (late_us, rates) in [(900, &[2_000_000, 20_000_000, 1_000_000_000][..]), (5_000, &[2_000_000, 20_000_000])] {
             for rate in rates.iter().copied() {
-                let passed = run(rate, &[1000, 1, 30], Duration::from_micros(late_us));
+                let passed: Vec<f64> =
+                    run(rate, &[1000, 1, 30], Duration::from_micros(late_us)).iter().map(|flows| flows.iter().sum()).collect();
                 let all: f64 = passed.iter().sum();
                 assert!((0.98..1.02).contains(&(all / rate as f64)), "{rate} bit/s, {late_us} µs late: {passed:?}");
                 for part in passed.iter().map(|user| user / all * 3.0) {
@@ -202,11 +239,39 @@ mod tests {
     #[test]
     fn what_one_does_not_take_the_others_have() {
         let passed = run(20_000_000, &[1, 0, 0], Duration::from_micros(900));
-        assert!((0.99..1.01).contains(&(passed[0] / 20e6)), "{passed:?}");
+        assert!((0.99..1.01).contains(&(passed[0][0] / 20e6)), "{passed:?}");
     }
 
     #[test]
-    fn flows_of_a_user_take_turns() {
+    fn a_flow_that_wants_little_goes_before_those_that_always_want_more() {
+        // Of the same user, and of another one with as many.
+        for others in [ANN, BOB] {
+            let begun = Instant::now();
+            let mut shares = Shares::new(begun, Some(rate(8_000_000)));
+            let mut taken = VecDeque::new();
+            for flow in 0..100 {
+                let sharer = Sharer { flow, ..others };
+                taken.push_back((sharer, shares.take(begun, sharer, 1000)));
+            }
+            for ms in 1..2000 {
+                let now = begun + Duration::from_millis(ms);
+                while let Some(index) = taken.iter().position(|(sharer, ticket)| shares.wait(now, *sharer, *ticket).is_none()) {
+                    let (sharer, _) = taken.remove(index).expect("found");
+                    taken.push_back((sharer, shares.take(now, sharer, 1000)));
+                }
+                // 200 B each 40 ms are 40 kbit/s, where each of 101 flows may have 79; a turn is 1 ms. It comes after the first round.
+                if ms > 100 && ms % 40 == 0 {
+                    let call = Sharer { flow: 1000, ..ANN };
+                    let ticket = shares.take(now, call, 200);
+                    let soon = now + Duration::from_millis(2);
+                    assert_eq!(shares.wait(soon, call, ticket), None, "at {ms} ms");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tickets_of_a_flow_come_due_in_their_order() {
         let begun = Instant::now();
         let mut shares = Shares::new(begun, Some(rate(8_000)));
         let tickets: Vec<_> = (0..10).map(|_| shares.take(begun, ANN, 1000)).collect();
@@ -225,7 +290,25 @@ mod tests {
         let mut shares = Shares::new(begun, Some(rate(8_000)));
         let tickets: Vec<_> = (0..3).map(|_| shares.take(begun, ANN, 1000)).collect();
         shares.cancel(ANN, tickets[1]);
+        let other = Sharer { flow: 2, ..ANN };
+        let cancelled = shares.take(begun, other, 1000);
+        shares.cancel(other, cancelled);
         assert_eq!(shares.wait(begun + Duration::from_secs(1), ANN, tickets[2]), None);
+        let alone = shares.take(begun + Duration::from_secs(1), BOB, 1000);
+        shares.cancel(BOB, alone);
+        let next = shares.take(begun + Duration::from_secs(1), other, 1000);
+        assert_eq!(shares.wait(begun + Duration::from_secs(2), other, next), None);
+    }
+
+    #[test]
+    fn a_change_of_rate_moves_those_who_wait() {
+        let begun = Instant::now();
+        let mut shares = Shares::new(begun, Some(rate(8_000)));
+        shares.take(begun, ANN, 1_000_000);
+        let ticket = shares.take(begun, BOB, 1000);
+        assert_eq!(shares.wait(begun, BOB, ticket), Some(Duration::from_secs(1000)));
+        shares.set_rate(begun, Some(rate(8_000_000)));
+        assert_eq!(shares.wait(begun, BOB, ticket), Some(Duration::from_secs(1)));
     }
 
     #[test]
@@ -243,45 +326,56 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_earns_no_more_than_a_burst() {
+        let begun = Instant::now();
+        let mut shares = Shares::new(begun, Some(rate(8_000_000)));
+        let later = begun + Duration::from_secs(100);
+        shares.take(later, ANN, 20_000);
+        let next = shares.take(later, ANN, 1);
+        assert_eq!(shares.wait(later, ANN, next), None, "20 ms' worth");
+        let next = shares.take(later, ANN, 1);
+        assert!(shares.wait(later, ANN, next).is_some());
+    }
+
+    #[test]
     fn those_who_have_left_are_forgotten() {
         let begun = Instant::now();
         let mut shares = Shares::new(begun, Some(rate(1_000_000_000)));
-        for user in 0..10_000 {
-            let now = begun + Duration::from_millis(user as u64);
-            let ticket = shares.take(now, Sharer(user), 60_000);
-            assert!(shares.wait(now + Duration::from_millis(1), Sharer(user), ticket).is_none());
+        for number in 0..20_000 {
+            let now = begun + Duration::from_millis(number);
+            let sharer = if number % 2 == 0 { Sharer { user: number as i64, flow: 0 } } else { Sharer { flow: number, ..ANN } };
+            let ticket = shares.take(now, sharer, 60_000);
+            assert!(shares.wait(now + Duration::from_millis(1), sharer, ticket).is_none());
         }
         assert!(shares.lines.len() < 300, "{}", shares.lines.len());
+        assert!(shares.lines.values().all(|line| line.tickets.len() < 300));
     }
 
-    /// Bits per second that each user passes, who has so many flows, when every wait ends `late`.
-    fn run(bits_per_second: u64, flows_by_user: &[usize], late: Duration) -> Vec<f64> {
-        const SECONDS: u64 = 10;
+    /// Bits per second that each flow of each user passes, who has so many, when every wait ends `late`.
+    fn run(bits_per_second: u64, flows_by_user: &[usize], late: Duration) -> Vec<Vec<f64>> {
         let begun = Instant::now();
         let mut shares = Shares::new(begun, Some(rate(bits_per_second)));
         let turn = shares.turn_bytes();
-        let mut passed = vec![0.0; flows_by_user.len()];
+        let mut passed: Vec<Vec<f64>> = flows_by_user.iter().map(|flows| vec![0.0; *flows]).collect();
         let mut wakes = BTreeSet::new();
-        let mut number = 0;
         for (user, flows) in flows_by_user.iter().enumerate() {
-            for _ in 0..*flows {
-                wakes.insert((begun, number, user, shares.take(begun, Sharer(user as i64), turn)));
-                number += 1;
+            for flow in 0..*flows {
+                let sharer = Sharer { user: user as i64, flow: flow as u64 };
+                wakes.insert((begun, sharer, shares.take(begun, sharer, turn)));
             }
         }
-        while let Some((at, number, user, ticket)) = wakes.pop_first() {
+        while let Some((at, sharer, ticket)) = wakes.pop_first() {
             if at >= begun + Duration::from_secs(SECONDS) {
                 break;
             }
-            let sharer = Sharer(user as i64);
             let (next, ticket) = match shares.wait(at, sharer, ticket) {
                 Some(wait) => (at + wait.max(Duration::from_micros(100)) + late, ticket),
                 None => {
-                    passed[user] += turn as f64 * 8.0 / SECONDS as f64;
+                    passed[sharer.user as usize][sharer.flow as usize] += turn as f64 * 8.0 / SECONDS as f64;
                     (at + Duration::from_micros(20), shares.take(at + Duration::from_micros(20), sharer, turn))
                 }
             };
-            wakes.insert((next, number, user, ticket));
+            wakes.insert((next, sharer, ticket));
         }
         passed
     }
@@ -290,6 +384,7 @@ mod tests {
         Rate { bits_per_second }
     }
 
-    const ANN: Sharer = Sharer(1);
-    const BOB: Sharer = Sharer(2);
+    const ANN: Sharer = Sharer { user: 1, flow: 1 };
+    const BOB: Sharer = Sharer { user: 2, flow: 1 };
+    const SECONDS: u64 = 10;
 }

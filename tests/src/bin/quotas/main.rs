@@ -26,7 +26,7 @@ use reconst::{
 use shared::{
     community::{
         member::Name,
-        quota::{Account, SharedAccount, Sharer, UnixSeconds, Way},
+        quota::{Account, Sharer, UnixSeconds, Way},
     },
     units::{Rate, Size},
 };
@@ -188,17 +188,17 @@ fn grants() {
     let mut account = Account::new(begun, now(), limits.clone(), now(), Default::default());
     let time = now();
     for _ in 0..GRANTS {
-        let grant = account.take(Instant::now(), time, Way::Down, 65_536).expect("a quota without end");
-        black_box(account.wait(Instant::now(), Way::Down, grant.ticket));
+        let grant = account.take(Instant::now(), time, Way::Down, Sharer { user: 1, flow: 1 }, 65_536).expect("a quota without end");
+        black_box(account.wait(Instant::now(), Way::Down, &grant));
     }
     let each = begun.elapsed() / GRANTS;
     println!("a grant: {each:?}, {:?} a GB in pieces of 64 KiB", each * (1_000_000_000 / 65_536));
     let rates = [("without a rate", None), ("with a rate that is shared", Some(Rate { bits_per_second: 10_000_000_000_000 }))];
     for (what, rate) in rates {
         let begun = Instant::now();
-        let mut account = SharedAccount::new(begun, time, Limits { rate_down: rate, ..limits.clone() }, time, Default::default());
+        let mut account = Account::of_lan(begun, time, Limits { rate_down: rate, ..limits.clone() }, time, Default::default());
         for number in 0..GRANTS {
-            let sharer = Sharer(i64::from(number % 100));
+            let sharer = Sharer { user: i64::from(number % 100), flow: u64::from(number % 1000) };
             let grant = account.take(Instant::now(), time, Way::Down, sharer, 65_536).expect("a quota without end");
             black_box(account.wait(Instant::now(), Way::Down, &grant));
         }

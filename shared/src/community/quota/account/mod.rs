@@ -1,4 +1,4 @@
-//! One user's account: what is used of the quota, whose turn it is, how many flows are open.
+//! An account, a user's or one that many spend from: what is used of the quota, whose turn it is, how many flows are open.
 
 mod counts;
 mod lent;
@@ -20,12 +20,13 @@ pub use self::{
 };
 use super::{
     AtLimit, Limits, Quota, UnixSeconds, Way,
-    shaper::{Shaper, Ticket},
+    shares::{ShareTicket, Sharer, Shares},
     told::ToldQuota,
 };
 use crate::units::Rate;
 
-/// A user's account, for all sessions and flows of the user together.
+/// A user's account, for all sessions and flows of the user together; or one that several users spend from besides their own, a LAN's or the line of
+/// the server itself: its quota is used up by all of them together, its rates are shared between them evenly.
 #[derive(Debug)]
 pub struct Account {
     whose: Whose,
@@ -48,17 +49,17 @@ pub struct Account {
     changed: Vec<UnixSeconds>,
     is_warned: bool,
     flows: u32,
-    up: Shaper,
-    down: Shaper,
+    up: Shares,
+    down: Shares,
 }
 
-/// Leave to move bytes, once the ticket's turn has come. They count as used already.
+/// Leave to move bytes, once its turn has come. They count as used already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Grant {
     /// How many, at least 1.
     pub bytes: u64,
-    /// The place in the line of its direction.
-    pub ticket: Ticket,
+    sharer: Sharer,
+    ticket: ShareTicket,
     period: UnixSeconds,
 }
 
@@ -68,7 +69,18 @@ impl Account {
         Self::of(Whose::User, now, time, limits, since, used_by_period)
     }
 
-    pub(super) fn of(
+    /// The same of a LAN, or of another that users spend from besides their own accounts.
+    pub fn of_lan(
+        now: Instant,
+        time: UnixSeconds,
+        limits: Limits,
+        since: UnixSeconds,
+        used_by_period: BTreeMap<UnixSeconds, Used>,
+    ) -> Self {
+        Self::of(Whose::Lan, now, time, limits, since, used_by_period)
+    }
+
+    fn of(
         whose: Whose,
         now: Instant,
         time: UnixSeconds,
@@ -76,7 +88,7 @@ impl Account {
         since: UnixSeconds,
         used_by_period: BTreeMap<UnixSeconds, Used>,
     ) -> Self {
-        let (up, down) = (Shaper::new(now, limits.rate_up), Shaper::new(now, limits.rate_down));
+        let (up, down) = (Shares::new(now, limits.rate_up), Shares::new(now, limits.rate_down));
         let span = span(&limits, since, time);
         let (elsewhere_by_period, changed) = (BTreeMap::new(), Vec::new());
         let mut account = Self {
@@ -164,13 +176,13 @@ impl Account {
         self.flows = self.flows.saturating_sub(1);
     }
 
-    /// Leave to move up to `bytes`, at least 1: as many as the quota has left and a turn takes.
+    /// Leave for `sharer` to move up to `bytes`, at least 1: as many as the quota has left and a turn takes.
     ///
     /// # Errors
     /// If the quota is used up and refuses.
-    pub fn take(&mut self, now: Instant, time: UnixSeconds, way: Way, bytes: u64) -> Result<Grant, Refused> {
+    pub fn take(&mut self, now: Instant, time: UnixSeconds, way: Way, sharer: Sharer, bytes: u64) -> Result<Grant, Refused> {
         self.follow_time(time);
-        let mut bytes = bytes.min(self.shaper(way).turn_bytes());
+        let mut bytes = bytes.min(self.shares(way).turn_bytes());
         if let Some(quota) = &self.limits.quota {
             match quota.at_limit {
                 AtLimit::Refuse if self.exhausted().is_some() => return Err(self.used_up(quota)),
@@ -178,14 +190,14 @@ impl Account {
                 _ => {}
             }
         }
-        Ok(self.grant(now, way, bytes))
+        Ok(self.grant(now, way, sharer, bytes))
     }
 
-    /// Leave to move exactly `bytes`, in one piece.
+    /// Leave for `sharer` to move exactly `bytes`, in one piece.
     ///
     /// # Errors
     /// If the quota has fewer left and refuses.
-    pub fn take_whole(&mut self, now: Instant, time: UnixSeconds, way: Way, bytes: u64) -> Result<Grant, Refused> {
+    pub fn take_whole(&mut self, now: Instant, time: UnixSeconds, way: Way, sharer: Sharer, bytes: u64) -> Result<Grant, Refused> {
         self.follow_time(time);
         if let Some(quota) = &self.limits.quota
             && quota.at_limit == AtLimit::Refuse
@@ -197,21 +209,26 @@ impl Account {
                 return Err(if self.has_rest() { self.used_up(quota) } else { Refused::NotYet });
             }
         }
-        Ok(self.grant(now, way, bytes))
+        Ok(self.grant(now, way, sharer, bytes))
     }
 
-    /// How long until a grant's turn; `None` once it has come.
-    pub fn wait(&mut self, now: Instant, way: Way, ticket: Ticket) -> Option<Duration> {
-        self.shaper(way).wait(now, ticket)
+    /// How long until it is worth to look whether a grant's turn has come; `None` once it has.
+    pub fn wait(&mut self, now: Instant, way: Way, grant: &Grant) -> Option<Duration> {
+        self.shares(way).wait(now, grant.sharer, grant.ticket)
+    }
+
+    /// Gives up a grant's turn, if that has not come.
+    pub fn give_up_turn(&mut self, way: Way, grant: &Grant) {
+        self.shares(way).cancel(grant.sharer, grant.ticket);
     }
 
     /// The most that is moved in one turn: who reads more than that has to keep it.
     pub fn turn_bytes(&mut self, way: Way) -> u64 {
-        self.shaper(way).turn_bytes()
+        self.shares(way).turn_bytes()
     }
 
     /// Takes back `bytes` of a grant that did not reach their end; without the grant, of this period.
-    pub fn give_back(&mut self, way: Way, bytes: u64, grant: Option<Grant>) {
+    pub fn give_back(&mut self, way: Way, bytes: u64, grant: Option<&Grant>) {
         let period = grant.map_or(self.span.start, |grant| grant.period);
         let Some(used) = self.used_by_period.get_mut(&period) else { return };
         let used = used.of(way);
@@ -219,12 +236,12 @@ impl Account {
         self.note_change(period);
     }
 
-    fn grant(&mut self, now: Instant, way: Way, bytes: u64) -> Grant {
+    fn grant(&mut self, now: Instant, way: Way, sharer: Sharer, bytes: u64) -> Grant {
         let period = self.span.start;
         self.add(period, way, bytes);
         self.set_rates(now);
-        let ticket = self.shaper(way).take(now, bytes);
-        Grant { bytes, ticket, period }
+        let ticket = self.shares(way).take(now, sharer, bytes);
+        Grant { bytes, sharer, ticket, period }
     }
 
     fn follow_time(&mut self, time: UnixSeconds) {
@@ -240,7 +257,7 @@ impl Account {
     }
 
     /// The rate of a direction now: beyond a quota that throttles, the least of the two.
-    pub(super) fn rate(&self, way: Way) -> Option<Rate> {
+    fn rate(&self, way: Way) -> Option<Rate> {
         let throttle = self.exhausted().and_then(|quota| match quota.at_limit {
             AtLimit::Throttle(rate) => Some(rate),
             AtLimit::Refuse => None,
@@ -254,7 +271,7 @@ impl Account {
         self.down.set_rate(now, down);
     }
 
-    fn shaper(&mut self, way: Way) -> &mut Shaper {
+    fn shares(&mut self, way: Way) -> &mut Shares {
         match way {
             Way::Up => &mut self.up,
             Way::Down => &mut self.down,

@@ -28,10 +28,10 @@ fn what_is_not_counted_moves_until_the_rest_is_used_up() {
 #[test]
 fn a_datagram_passes_whole_or_not_at_all() {
     let mut account = Bench::new(limits(1000, Counts::Both));
-    assert_eq!(account.account.take_whole(account.now, NOW, Way::Up, 600).expect("a quota").bytes, 600);
-    assert!(account.account.take_whole(account.now, NOW, Way::Down, 401).is_err());
-    assert_eq!(account.account.take_whole(account.now, NOW, Way::Down, 400).expect("the rest").bytes, 400);
-    assert!(account.account.take_whole(account.now, NOW, Way::Up, 0).is_err(), "nothing is left");
+    assert_eq!(account.account.take_whole(account.now, NOW, Way::Up, ANN, 600).expect("a quota").bytes, 600);
+    assert!(account.account.take_whole(account.now, NOW, Way::Down, ANN, 401).is_err());
+    assert_eq!(account.account.take_whole(account.now, NOW, Way::Down, ANN, 400).expect("the rest").bytes, 400);
+    assert!(account.account.take_whole(account.now, NOW, Way::Up, ANN, 0).is_err(), "nothing is left");
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn what_is_given_back_can_be_used() {
     let mut account = Bench::new(limits(1000, Counts::Both));
     let grant = account.take(Way::Down, 1000).expect("a quota");
     assert!(account.take(Way::Down, 1).is_err());
-    account.account.give_back(Way::Down, 400, Some(grant));
+    account.account.give_back(Way::Down, 400, Some(&grant));
     assert_eq!(account.take(Way::Down, 1000).expect("given back").bytes, 400);
 }
 
@@ -59,9 +59,9 @@ fn a_new_period_counts_anew_and_a_clock_set_back_finds_the_old_count() {
     let mut account = Bench::new(limits(1000, Counts::Both));
     account.take(Way::Down, 1000).expect("a quota");
     let next_month = account.account.span().end;
-    assert_eq!(account.account.take(account.now, next_month, Way::Down, 300).expect("a new period").bytes, 300);
+    assert_eq!(account.account.take(account.now, next_month, Way::Down, ANN, 300).expect("a new period").bytes, 300);
     assert!(account.take(Way::Down, 1).is_err(), "the first month's quota is used up still");
-    assert_eq!(account.account.take(account.now, next_month, Way::Down, 1000).expect("the rest").bytes, 700);
+    assert_eq!(account.account.take(account.now, next_month, Way::Down, ANN, 1000).expect("the rest").bytes, 700);
 }
 
 #[test]
@@ -70,10 +70,10 @@ fn a_user_beyond_the_quota_is_throttled_where_that_is_wanted() {
     limits.quota.as_mut().expect("a quota").at_limit = AtLimit::Throttle(Rate { bits_per_second: 8_000 });
     let mut account = Bench::new(limits);
     let first = account.take(Way::Down, 1000).expect("a quota");
-    assert_eq!(account.account.wait(account.now, Way::Down, first.ticket), None);
+    assert_eq!(account.account.wait(account.now, Way::Down, &first), None);
     account.take(Way::Down, 1000).expect("goes on, throttled");
     let next = account.take(Way::Down, 1000).expect("goes on, throttled");
-    assert!(account.account.wait(account.now, Way::Down, next.ticket).is_some_and(|wait| wait > Duration::from_millis(500)));
+    assert!(account.account.wait(account.now, Way::Down, &next).is_some_and(|wait| wait > Duration::from_millis(500)));
     account.account.open_flow(NOW).expect("throttled, not refused");
 }
 
@@ -97,7 +97,7 @@ fn a_warning_comes_once_a_period() {
     account.take(Way::Down, 1).expect("a quota");
     assert!(!account.account.poll_warning());
     let next_month = account.account.span().end;
-    account.account.take(account.now, next_month, Way::Down, 900).expect("a new period");
+    account.account.take(account.now, next_month, Way::Down, ANN, 900).expect("a new period");
     assert!(account.account.poll_warning());
 }
 
@@ -145,7 +145,7 @@ fn a_lease_that_is_given_up_leaves_nothing_to_count() {
     account.account.share(BTreeMap::new());
     account.lease(Used::default(), 0, 1000, false);
     let grant = account.take(Way::Down, 400).expect("a lease");
-    account.account.give_back(Way::Down, 100, Some(grant));
+    account.account.give_back(Way::Down, 100, Some(&grant));
     assert_eq!(account.account.leased(), 700);
     let counted = account.account.counted_here();
     account.lease(counted, 0, 0, false);
@@ -195,7 +195,7 @@ fn a_quota_grows_with_what_is_lent_and_only_in_that_period() {
     assert_eq!(account.take(Way::Down, 9000).expect("the most that is earned").bytes, 450);
     assert_eq!(account.account.told().map(|told| (told.used_bytes, told.quota_bytes)), Some((1600, 1600)));
     let next_month = account.account.span().end;
-    let granted = account.account.take(account.now, next_month, Way::Down, 9000).expect("a new period").bytes;
+    let granted = account.account.take(account.now, next_month, Way::Down, ANN, 9000).expect("a new period").bytes;
     assert_eq!(granted, 1000, "nothing is earned in it yet");
 }
 
@@ -207,9 +207,9 @@ fn what_is_lent_lifts_the_throttle() {
     account.take(Way::Down, 1000).expect("a quota");
     account.take(Way::Down, 1000).expect("goes on, throttled");
     let waits = account.take(Way::Down, 1000).expect("goes on, throttled");
-    assert!(account.account.wait(account.now, Way::Down, waits.ticket).is_some());
+    assert!(account.account.wait(account.now, Way::Down, &waits).is_some());
     account.lend(Used { up: 2000, down: 2000 });
-    assert_eq!(account.account.wait(account.now, Way::Down, waits.ticket), None);
+    assert_eq!(account.account.wait(account.now, Way::Down, &waits), None);
 }
 
 #[test]
@@ -229,6 +229,44 @@ fn what_is_lent_is_spent_by_lease() {
     assert!(matches!(account.take(Way::Down, 1), Err(Refused::UsedUp { .. })));
 }
 
+#[test]
+fn all_users_of_a_lan_use_its_quota_up() {
+    let mut account = Bench::of_lan(limits(1000, Counts::Both));
+    let mut take = |sharer, bytes| account.account.take(account.now, NOW, Way::Down, sharer, bytes);
+    assert_eq!(take(ANN, 600).expect("a quota").bytes, 600);
+    assert_eq!(take(BOB, 600).expect("a quota").bytes, 400);
+    let refused = take(ANN, 1).expect_err("used up").to_string();
+    assert!(refused.starts_with("the 1.0 kB that your LAN may use are used up"), "{refused}");
+}
+
+#[test]
+fn a_throttled_quota_is_shared_like_a_rate() {
+    let mut limits = limits(1000, Counts::Both);
+    limits.quota.as_mut().expect("a quota").at_limit = AtLimit::Throttle(Rate { bits_per_second: 8000 });
+    let mut account = Bench::of_lan(limits);
+    account.take(Way::Down, 1000).expect("the quota");
+    let many: Vec<_> = (0..9).map(|_| account.take(Way::Down, 1000).expect("throttled")).collect();
+    let one = account.account.take(account.now, NOW, Way::Down, BOB, 1000).expect("throttled");
+    let later = account.now + Duration::from_secs(2);
+    assert_eq!(account.account.wait(later, Way::Down, &one), None, "it is not behind all of the other's");
+    assert!(account.account.wait(later, Way::Down, &many[8]).is_some());
+}
+
+#[test]
+fn a_turn_that_is_given_up_is_the_next_ones() {
+    let mut account = Bench::new(Limits { rate_up: Some(Rate { bits_per_second: 8000 }), ..Limits::default() });
+    let [first, waits] = [0; 2].map(|_| account.take(Way::Up, 1000).expect("no quota"));
+    account.account.give_back(Way::Up, 1000, Some(&waits));
+    account.account.give_up_turn(Way::Up, &waits);
+    let next = account.take(Way::Up, 1000).expect("no quota");
+    assert_eq!(account.account.wait(account.now, Way::Up, &first), None);
+    assert_eq!(account.account.wait(account.now + Duration::from_secs(1), Way::Up, &next), None);
+    assert_eq!(account.account.used().up, 2000);
+}
+
+const ANN: Sharer = Sharer { user: 1, flow: 1 };
+const BOB: Sharer = Sharer { user: 2, flow: 1 };
+
 /// 2026-11-24 08:00 UTC.
 const NOW: UnixSeconds = UnixSeconds(1_795_507_200);
 
@@ -243,8 +281,13 @@ impl Bench {
         Self { account: Account::new(now, NOW, limits, NOW, BTreeMap::new()), now }
     }
 
+    fn of_lan(limits: Limits) -> Self {
+        let now = Instant::now();
+        Self { account: Account::of_lan(now, NOW, limits, NOW, BTreeMap::new()), now }
+    }
+
     fn take(&mut self, way: Way, bytes: u64) -> Result<Grant, Refused> {
-        self.account.take(self.now, NOW, way, bytes)
+        self.account.take(self.now, NOW, way, ANN, bytes)
     }
 
     fn lend(&mut self, lent: Used) {
