@@ -134,8 +134,8 @@ impl Registrar {
         }
         let expires_at = server.expires_at.unix_timestamp().to_string();
         self.accounts.set_setting(&server_expires_at(Some(&node.name)), &expires_at).await?;
-        let public = public(&self.accounts).await?.iter().chain([&node.public]).map(Target::to_string).collect::<Vec<_>>().join(" ");
-        Ok(self.accounts.set_setting(PUBLIC, &public).await?)
+        let added = node.public.to_string();
+        Ok(self.accounts.change_setting(PUBLIC, |public| format!("{public} {added}")).await?)
     }
 
     /// Removes a server for good; new profiles and invites don't name it any more.
@@ -146,12 +146,12 @@ impl Registrar {
         let view = self.accounts.nodes().await?;
         self.accounts.remove_node(name).await?;
         let Some(node) = view.nodes.iter().find(|node| node.name == *name) else { return Ok(()) };
-        let public = public(&self.accounts).await?;
-        let rest: Vec<String> = public.iter().filter(|public| **public != node.public).map(Target::to_string).collect();
-        if !rest.is_empty() {
-            self.accounts.set_setting(PUBLIC, &rest.join(" ")).await?;
-        }
-        Ok(())
+        let removed = node.public.to_string();
+        let without = |public: &str| {
+            let rest: Vec<&str> = public.split_whitespace().filter(|public| *public != removed).collect();
+            if rest.is_empty() { public.to_owned() } else { rest.join(" ") }
+        };
+        Ok(self.accounts.change_setting(PUBLIC, without).await?)
     }
 
     /// Adds a LAN, with the next free number and its port unless they are given.
@@ -412,6 +412,23 @@ mod tests {
             registrar.remove_node(&name("node2")).await.expect("a node");
             assert_eq!(told("bob").await, "127.0.0.1:10000 127.0.0.3:10000", "the others stay");
         }
+    }
+
+    #[tokio::test]
+    async fn of_two_nodes_that_are_added_at_once_both_are_told() {
+        let neighbourhood = Neighbourhood::new().await;
+        let accounts = neighbourhood.registrar.accounts();
+        let first = accounts.setting(PUBLIC).await.expect("a store").expect("set");
+        let added: std::collections::BTreeSet<String> = (2..10).map(|host| format!("127.0.0.{host}:10000")).collect();
+        let mut adding = tokio::task::JoinSet::new();
+        for address in added.clone() {
+            let accounts = accounts.clone();
+            adding.spawn(async move { accounts.change_setting(PUBLIC, |public| format!("{public} {address}")).await });
+        }
+        adding.join_all().await.into_iter().for_each(|done| done.expect("changed"));
+        let mut told: Vec<String> = accounts.setting(PUBLIC).await.expect("a store").expect("set").split(' ').map(str::to_owned).collect();
+        assert_eq!(told.remove(0), first);
+        assert_eq!(told.into_iter().collect::<std::collections::BTreeSet<_>>(), added);
     }
 
     #[tokio::test]
