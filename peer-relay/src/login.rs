@@ -92,6 +92,14 @@ struct Reached {
     connection: quinn::Connection,
 }
 
+/// Why no login stands.
+struct Problem {
+    target: Target,
+    /// Whether somebody was there: then that says more than that others are silent.
+    has_answered: bool,
+    error: anyhow::Error,
+}
+
 /// The line that a login is about.
 pub(crate) struct LoginLine {
     /// As it is announced on the LAN too.
@@ -149,18 +157,18 @@ impl Login {
         loop {
             let ended = self.log_in(&mut line, &mut servers).await;
             let was_logged_in = self.upstream.borrow().is_logged_in;
-            let problem = match ended {
+            let (target, problem) = match ended {
                 Ok(Moves) => {
                     tracing::info!(line = self.line.0, to = %servers.current(), "logging in where the LAN is served");
                     self.upstream.send_modify(|upstream| upstream.is_logged_in = false);
                     continue;
                 }
-                Err(error) => format!("{error:#}"),
+                Err(Problem { target, error, .. }) => (target, format!("{error:#}")),
             };
             if self.upstream.borrow().problem.as_ref() == Some(&problem) {
-                tracing::debug!(line = self.line.0, reconst = %servers.current(), problem, "still not logged in");
+                tracing::debug!(line = self.line.0, reconst = %target, problem, "still not logged in");
             } else {
-                tracing::warn!(line = self.line.0, reconst = %servers.current(), problem, "not logged in");
+                tracing::warn!(line = self.line.0, reconst = %target, problem, "not logged in");
             }
             self.upstream.send_modify(|upstream| {
                 upstream.is_logged_in = false;
@@ -178,14 +186,14 @@ impl Login {
         }
     }
 
-    async fn log_in(&self, line: &mut LoginLine, servers: &mut Servers) -> anyhow::Result<Moves> {
-        let mut problem = None;
-        let attempts = servers.in_order().into_iter().map(|target| self.way.clone().connect(target));
-        // Who does not answer at all is the last to fail: the first error says most.
-        let reached = first_of(attempts, STAGGER, |error| problem = problem.take().or(Some(error))).await;
+    async fn log_in(&self, line: &mut LoginLine, servers: &mut Servers) -> Result<Moves, Problem> {
+        let (order, mut problems) = (servers.in_order(), Vec::new());
+        let attempts = order.iter().map(|target| self.way.clone().connect(target.clone()));
+        let reached = first_of(attempts.collect::<Vec<_>>(), STAGGER, |problem: Problem| problems.push(problem)).await;
         servers.on_answered(reached.as_ref().map(|reached| &reached.target), Instant::now());
-        let Some(Reached { connection, address, .. }) = reached else {
-            return Err(problem.unwrap_or_else(|| anyhow!("no server is known")));
+        let Some(Reached { target, connection, address }) = reached else {
+            let rank = |problem: &Problem| (!problem.has_answered, order.iter().position(|target| *target == problem.target));
+            return Err(problems.into_iter().min_by_key(rank).expect("the current server is one of them"));
         };
         self.standing.send_replace(Some(connection.clone()));
         let ended = self.stay(&connection, address, line, servers).await;
@@ -196,7 +204,7 @@ impl Login {
         }
         // Said to `reconst` if the line still works, so that it need not find out.
         connection.close(VarInt::from_u32(CloseCode::Leaving.code()), b"");
-        ended
+        ended.map_err(|error| Problem { target, has_answered: true, error })
     }
 
     async fn stay(
@@ -262,6 +270,9 @@ impl Login {
                     if servers.has_others() && answers.silent_for() > SILENT_MAX.max(line.interval * 2) {
                         bail!("reconst at {reached} does not answer any more");
                     }
+                    if servers.improve(Instant::now()) {
+                        return Ok(Moves);
+                    }
                     false
                 }
                 Ok(()) = weights.changed() => true,
@@ -315,16 +326,26 @@ impl Login {
 
 impl Way {
     /// Connects to the login port of a server, or, while a modem's line comes up, waits for it.
-    async fn connect(self, target: Target) -> anyhow::Result<Reached> {
-        let address = timeout(CONNECT_TIME, self.resolve(&target)).await.context("the name server does not answer")??;
+    async fn connect(self, target: Target) -> Result<Reached, Problem> {
+        let (address, connecting) = match self.begin(&target).await {
+            Ok(begun) => begun,
+            Err(error) => return Err(Problem { target, has_answered: false, error }),
+        };
+        match timeout(CONNECT_TIME, connecting).await {
+            Ok(Ok(connection)) => Ok(Reached { target, address, connection }),
+            Ok(Err(error)) => {
+                let has_answered = !matches!(error, ConnectionError::TimedOut | ConnectionError::LocallyClosed);
+                Err(Problem { target, has_answered, error: explain(&error) })
+            }
+            Err(_) => Err(Problem { target, has_answered: false, error: anyhow!("reconst at {address} does not answer") }),
+        }
+    }
+
+    async fn begin(&self, target: &Target) -> anyhow::Result<(SocketAddr, quinn::Connecting)> {
+        let address = timeout(CONNECT_TIME, self.resolve(target)).await.context("the name server does not answer")??;
         let socket = self.binding.open(address.ip()).with_context(|| format!("can't send over {}", self.binding))?;
         let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
-        let connecting = endpoint.connect_with(self.config, address, SERVER_NAME)?;
-        let connection = timeout(CONNECT_TIME, connecting)
-            .await
-            .with_context(|| format!("reconst at {address} does not answer"))?
-            .map_err(|error| explain(&error))?;
-        Ok(Reached { target, address, connection })
+        Ok((address, endpoint.connect_with(self.config.clone(), address, SERVER_NAME)?))
     }
 
     /// The first address of `target` that the line can send to.
@@ -472,8 +493,7 @@ const WINDOW_BYTES: u32 = 32 * 1024;
 /// The longest that a name server or `reconst` is waited for: a modem's line takes seconds to come up.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
-/// How long a server has to answer before the next is asked as well: a few round trips of most lines. On one that is slower two are asked, and the
-/// better one answers first.
+/// How long a server has to answer before the next is asked as well: a few round trips of most lines.
 const STAGGER: Duration = Duration::from_millis(500);
 
 /// A server that has not answered for so long is left for another one, if there is one; what is said every second is answered at once, and the

@@ -13,7 +13,16 @@ pub(crate) struct Servers {
     profile: Vec<Target>,
     told: Vec<Target>,
     current: Target,
-    failures: Vec<(Target, Instant)>,
+    failures: Vec<Failed>,
+}
+
+/// A server that has failed and not answered since.
+#[derive(Debug)]
+struct Failed {
+    target: Target,
+    at: Instant,
+    /// How long it is not gone back to though it would be better.
+    shunned_for: Duration,
 }
 
 impl Servers {
@@ -43,25 +52,27 @@ impl Servers {
     pub(crate) fn on_told(&mut self, logins: Vec<Target>) {
         self.told = logins;
         let known: Vec<Target> = self.all().cloned().collect();
-        self.failures.retain(|(target, _)| known.contains(target));
+        self.failures.retain(|failed| known.contains(&failed.target));
     }
 
     /// Goes to a better server than the current, if there is one that did not fail lately; whether it did.
     pub(crate) fn improve(&mut self, now: Instant) -> bool {
         let Some(best) = self.told.first().filter(|best| **best != self.current) else { return false };
-        if self.failed_at(best).is_some_and(|at| now.saturating_duration_since(at) < SHUNNED_FOR) {
+        if self.failed(best).is_some_and(|failed| now.saturating_duration_since(failed.at) < failed.shunned_for) {
             return false;
         }
         self.current = best.clone();
         true
     }
 
-    /// Goes to the one that has answered, if one has; those before it in the order have not.
+    /// Goes to the one that has answered, if one has; those before it in the order have not. If none has, [`Servers::on_failed`] has to follow.
     pub(crate) fn on_answered(&mut self, answered: Option<&Target>, now: Instant) {
-        for silent in self.in_order().into_iter().take_while(|target| Some(target) != answered) {
+        let silent = self.in_order().into_iter().take_while(|target| Some(target) != answered);
+        for silent in silent.skip(usize::from(answered.is_none())) {
             self.note_failure(silent, now);
         }
         if let Some(answered) = answered {
+            self.failures.retain(|failed| failed.target != *answered);
             self.current = answered.clone();
         }
     }
@@ -77,9 +88,9 @@ impl Servers {
     }
 
     fn note_failure(&mut self, failed: Target, now: Instant) {
-        match self.failures.iter_mut().find(|(target, _)| *target == failed) {
-            Some((_, at)) => *at = now,
-            None => self.failures.push((failed, now)),
+        match self.failures.iter_mut().find(|known| known.target == failed) {
+            Some(known) => (known.at, known.shunned_for) = (now, (known.shunned_for * 2).min(SHUNNED_FOR_MAX)),
+            None => self.failures.push(Failed { target: failed, at: now, shunned_for: SHUNNED_FOR }),
         }
     }
 
@@ -88,12 +99,18 @@ impl Servers {
     }
 
     fn failed_at(&self, target: &Target) -> Option<Instant> {
-        self.failures.iter().find(|(failed, _)| failed == target).map(|(_, at)| *at)
+        self.failed(target).map(|failed| failed.at)
+    }
+
+    fn failed(&self, target: &Target) -> Option<&Failed> {
+        self.failures.iter().find(|failed| failed.target == *target)
     }
 }
 
-/// How long a login stands where it is though a better server, which could not be reached, is said to be there.
+/// How long a login stands where it is though a better server, which could not be reached, is said to be there; twice as long each time that it
+/// fails again, since each try costs a login.
 const SHUNNED_FOR: Duration = Duration::from_secs(60);
+const SHUNNED_FOR_MAX: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {
@@ -129,8 +146,17 @@ mod tests {
         servers.on_answered(Some(&target("c")), start);
         assert_eq!(servers.in_order(), [target("c"), target("d"), target("a"), target("b")]);
         assert!(!servers.improve(start), "it has just failed");
-        servers.on_answered(None, start + SHUNNED_FOR / 2);
-        assert_eq!(servers.on_failed(start + SHUNNED_FOR / 2), Some(Duration::ZERO));
+        assert!(servers.improve(start + SHUNNED_FOR) && *servers.current() == target("a"));
+        let start = start + SHUNNED_FOR;
+        servers.on_answered(Some(&target("c")), start);
+        assert!(!servers.improve(start + SHUNNED_FOR), "it has failed again");
+        assert!(servers.improve(start + SHUNNED_FOR * 2));
+        servers.on_answered(Some(&target("a")), start);
+        servers.on_failed(start);
+        servers.on_answered(Some(&target("b")), start);
+        assert!(servers.improve(start + SHUNNED_FOR), "it had answered");
+        servers.on_answered(None, start);
+        assert_eq!(servers.on_failed(start), Some(Duration::ZERO));
         assert_eq!(servers.in_order(), [target("a"), target("b"), target("c"), target("d")]);
     }
 

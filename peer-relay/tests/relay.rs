@@ -154,6 +154,25 @@ async fn a_relay_without_reconst_refuses_until_it_is_logged_in() {
 }
 
 #[tokio::test]
+async fn a_relay_logs_in_at_the_server_that_answers_and_tells_what_others_say() {
+    let authority = Authority::new();
+    let silent = UdpSocket::bind(loopback()).await.expect("a port");
+    let target = |address: SocketAddr| address.to_string().parse().expect("a target");
+    let (reconst, foreign) = (authority.reconst().await, Authority::new().reconst().await);
+    let mut profile = authority.profile("relay1", Role::Relay, silent.local_addr().expect("bound"));
+    profile.reconst.extend([foreign.login, reconst.login].map(target));
+    let relay = ready(config(profile.clone()), Shutdown::new()).await;
+    assert_eq!(relay.upstreams()[0].borrow().login, Some(reconst.login));
+
+    profile.reconst.pop();
+    let relay = peer_relay::start(config(profile), Shutdown::new()).await.expect("started");
+    let mut upstream = relay.upstreams().remove(0);
+    let told = timeout(DEADLINE, upstream.wait_for(|upstream| upstream.problem.is_some())).await.expect("in time").expect("the relay runs");
+    let problem = told.problem.clone().expect("waited for");
+    assert!(problem.contains("ask its operator for a new one"), "the other one only does not answer: {problem}");
+}
+
+#[tokio::test]
 async fn a_client_that_stays_silent_must_ask_again() {
     let authority = Authority::new();
     let reconst = authority.reconst().await;

@@ -69,4 +69,4 @@ pub(crate) async fn progress(client: &Client, bytes: u64) {
 }
 
 /// Far more than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);

@@ -84,7 +84,7 @@ impl Shares {
         ticket
     }
 
-    /// How long until it is worth to look whether a ticket's turn has come; `None` once it has.
+    /// How long until it is worth to look whether a ticket's turn has come, at the soonest; `None` once it has.
     pub(super) fn wait(&mut self, now: Instant, sharer: Sharer, ticket: ShareTicket) -> Option<Duration> {
         let rate = self.rate?;
         self.pass(now);
@@ -93,14 +93,9 @@ impl Shares {
         let index = position(tickets, ticket)?;
         let of_flow: u128 = tickets.range(..index).map(|(_, amount)| amount).sum();
         let of_flows: u128 = line.flows.before(sharer.flow).take(LOOKED_AT).map(|flow| line.next_of(flow)).sum();
-        let of_user = of_flow + of_flows;
-        let of_others = if of_user == 0 {
-            self.users.before(sharer.user).take(LOOKED_AT).filter_map(|user| self.lines.get(&user)).map(Line::next).sum()
-        } else {
-            // Half of what it is if all who wait go on to: each look brings it nearer, and none sleeps past its turn for long.
-            of_user * (self.users.waiting() as u128 - 1) / 2
-        };
-        let ahead = i128::try_from(of_user + of_others).unwrap_or(i128::MAX).saturating_sub(self.credit).max(1);
+        let others = self.users.before(sharer.user).take(LOOKED_AT).filter_map(|user| self.lines.get(&user));
+        let of_others: u128 = others.map(Line::next).sum();
+        let ahead = i128::try_from(of_flow + of_flows + of_others).unwrap_or(i128::MAX).saturating_sub(self.credit).max(1);
         let nanoseconds = ahead.unsigned_abs().div_ceil(u128::from(rate.bits_per_second));
         Some(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX)))
     }
@@ -267,6 +262,40 @@ mod tests {
                     assert_eq!(shares.wait(soon, call, ticket), None, "at {ms} ms");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn one_flow_after_another_does_not_keep_a_long_one_from_its_turns() {
+        for (others, turns_of_each) in [(1, 1), (6, 1), (6, 2), (20, 1), (20, 3)] {
+            let mut now = Instant::now();
+            let mut shares = Shares::new(now, Some(rate(8_000_000)));
+            let (mut passed_long, mut passed_short, mut next_flow) = (0, 0, others + 1);
+            let mut taken: Vec<_> =
+                (0..=others).map(|flow| (shares.take(now, Sharer { flow, ..ANN }, 1000), flow, turns_of_each)).collect();
+            for _ in 0..20_000 {
+                now += Duration::from_micros(500);
+                for (ticket, flow, turns_left) in &mut taken {
+                    if shares.wait(now, Sharer { flow: *flow, ..ANN }, *ticket).is_some() {
+                        continue;
+                    }
+                    if *flow == 0 {
+                        passed_long += 1;
+                    } else {
+                        passed_short += 1;
+                        *turns_left -= 1;
+                        if *turns_left == 0 {
+                            (*flow, *turns_left) = (next_flow, turns_of_each);
+                            next_flow += 1;
+                        }
+                    }
+                    *ticket = shares.take(now, Sharer { flow: *flow, ..ANN }, 1000);
+                }
+            }
+            let part = passed_long as f64 * others as f64 / f64::from(passed_short);
+            assert!(part > 0.4, "beside {others} with {turns_of_each} turns each: {part} of what each of those has");
+            let known = shares.lines[&ANN.user].tickets.len();
+            assert!(known < 1500, "{known} flows are known");
         }
     }
 

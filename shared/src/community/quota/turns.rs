@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
 pub(super) struct Turns<K> {
-    /// The start tag of what passed last; once nobody waits, the finish tag.
+    /// Where newcomers begin: the start tag of what passed last, or its finish tag if nobody waited then, and beyond it by what newcomers have had.
     virtual_time: u128,
     known: BTreeMap<K, Known>,
     waiting: BTreeSet<(u128, K)>,
@@ -20,7 +20,7 @@ pub(super) struct Turns<K> {
 
 #[derive(Debug)]
 struct Known {
-    /// The start tag of who waits, the finish tag of what the others passed last.
+    /// Of who waits, where its turn starts; of others, where their last one ended.
     tag: u128,
     is_new: bool,
 }
@@ -53,8 +53,15 @@ impl<K: Copy + Ord> Turns<K> {
         let Some((tag, who)) = self.waiting.pop_first() else { return };
         self.virtual_time = self.virtual_time.max(tag);
         let Some(known) = self.known.get_mut(&who) else { return };
-        known.tag = tag + if known.is_new { first_charge(&mut self.newcomers, amount) } else { amount };
-        known.is_new = false;
+        if known.is_new {
+            known.is_new = false;
+            self.newcomers = self.newcomers.wrapping_add(1);
+            known.tag = tag + first_charge(self.newcomers, amount);
+            // Who has always another newcomer beside it would wait for ever otherwise. By the least that one is charged: no tag falls behind by it.
+            self.virtual_time += amount / 2 / self.waiting.len().max(1) as u128;
+        } else {
+            known.tag = tag + amount;
+        }
         if has_more {
             self.waiting.insert((known.tag, who));
         } else if self.waiting.is_empty() {
@@ -66,11 +73,6 @@ impl<K: Copy + Ord> Turns<K> {
     pub(super) fn before(&self, who: K) -> impl Iterator<Item = K> {
         let tag = self.known.get(&who).map_or(0, |known| known.tag);
         self.waiting.range(..(tag, who)).map(|(_, other)| *other)
-    }
-
-    /// How many wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
     }
 
     /// Lets go of those whose past makes no difference any more, once twice as many are known as were kept the last time; whether it did.
@@ -91,11 +93,10 @@ impl<K: Copy + Ord> Turns<K> {
     }
 }
 
-/// What the first turn of one more newcomer is charged: a part, so that the tags are spread over a turn. Were they all the same, virtual time would
-/// stand still for a round, and who came back within it would wait for its end.
-fn first_charge(newcomers: &mut u16, amount: u128) -> u128 {
-    *newcomers = newcomers.wrapping_add(1);
-    (amount * (u128::from(newcomers.wrapping_mul(GOLDEN)) + 1)) >> u16::BITS
+/// What the first turn of a newcomer is charged: between a half and one and a half of it, so that the tags are spread over a turn. Were they all the
+/// same, virtual time would stand still for a round, and who came back within it would wait for its end.
+fn first_charge(newcomer: u16, amount: u128) -> u128 {
+    amount / 2 + ((amount * u128::from(newcomer.wrapping_mul(GOLDEN))) >> u16::BITS)
 }
 
 impl<K> Default for Turns<K> {
