@@ -24,6 +24,7 @@ use crate::{
         Accounts, AccountsError, Database, Limits,
         exchange::{Document, ImportError, Imported},
         invites::{Invitation, Invited},
+        nodes::PUBLIC,
         registry::{IssuedTo, Lan},
     },
     authority::Authority,
@@ -133,9 +134,7 @@ impl Registrar {
             return Err(failure);
         }
         let expires_at = server.expires_at.unix_timestamp().to_string();
-        self.accounts.set_setting(&server_expires_at(Some(&node.name)), &expires_at).await?;
-        let added = node.public.to_string();
-        Ok(self.accounts.change_setting(PUBLIC, |public| format!("{public} {added}")).await?)
+        Ok(self.accounts.set_setting(&server_expires_at(Some(&node.name)), &expires_at).await?)
     }
 
     /// Removes a server for good; new profiles and invites don't name it any more.
@@ -143,15 +142,7 @@ impl Registrar {
     /// # Errors
     /// If there is no node of that name.
     pub async fn remove_node(&self, name: &Name) -> Result<(), Failure> {
-        let view = self.accounts.nodes().await?;
-        self.accounts.remove_node(name).await?;
-        let Some(node) = view.nodes.iter().find(|node| node.name == *name) else { return Ok(()) };
-        let removed = node.public.to_string();
-        let without = |public: &str| {
-            let rest: Vec<&str> = public.split_whitespace().filter(|public| *public != removed).collect();
-            if rest.is_empty() { public.to_owned() } else { rest.join(" ") }
-        };
-        Ok(self.accounts.change_setting(PUBLIC, without).await?)
+        Ok(self.accounts.remove_node(name).await?)
     }
 
     /// Adds a LAN, with the next free number and its port unless they are given.
@@ -286,7 +277,6 @@ fn no_randomness(error: rcgen::Error) -> Failure {
     Failure::new(Exit::Software, format!("can't make a key or certificate: {error}"))
 }
 
-const PUBLIC: &str = "public";
 const LOGIN_PORT: &str = "login-port";
 /// The setting that holds how long members' certificates are valid, in seconds; without it [`DEFAULT_MEMBER_VALIDITY`].
 pub const MEMBER_VALIDITY: &str = "member-validity-seconds";

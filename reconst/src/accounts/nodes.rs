@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use shared::{community::member::Name, ids::LanId, target::Target};
-use sqlx::AnyConnection;
+use sqlx::{Any, AnyConnection, Transaction};
 
 use super::{
     Accounts, AccountsError,
@@ -104,7 +104,7 @@ impl Accounts {
         self.backend == Backend::Postgres
     }
 
-    /// Adds a node that is yet to come, to be reached at `public`.
+    /// Adds a node that is yet to come, to be reached at `public`, where new profiles and invites lead as well.
     ///
     /// # Errors
     /// If there is one of that name, or the store is for one server alone.
@@ -118,7 +118,9 @@ impl Accounts {
             return Err(AccountsError::NodeExists(name.clone()));
         }
         sqlx::query(INSERT).bind(name.as_str()).bind(public.to_string()).execute(&mut *transaction).await?;
-        self.log(&mut transaction, "node.add", name.as_str(), &public.to_string()).await?;
+        let added = public.to_string();
+        change_public(&mut transaction, |public| format!("{public} {added}")).await?;
+        self.log(&mut transaction, "node.add", name.as_str(), &added).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -361,7 +363,7 @@ impl Accounts {
         Ok(transaction.commit().await?)
     }
 
-    /// Removes a node for good: it ends if it runs, and what it has not spent of its leases is free.
+    /// Removes a node for good: it ends if it runs, new profiles and invites don't name it any more, and what it has not spent of its leases is free.
     ///
     /// # Errors
     /// If there is no such node, or the store is for one server alone.
@@ -370,7 +372,16 @@ impl Accounts {
         let key = self.node_key(name).await?;
         let mut transaction = self.write().await?;
         self.touch(&mut transaction, Touched::Nobody).await?;
-        sqlx::query("UPDATE nodes SET removed_at = $1 WHERE node_key = $2").bind(now()).bind(key.0).execute(&mut *transaction).await?;
+        let removed: String = sqlx::query_scalar("UPDATE nodes SET removed_at = $1 WHERE node_key = $2 RETURNING public")
+            .bind(now())
+            .bind(key.0)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let without = |public: &str| {
+            let rest: Vec<&str> = public.split_whitespace().filter(|public| *public != removed).collect();
+            if rest.is_empty() { public.to_owned() } else { rest.join(" ") }
+        };
+        change_public(&mut transaction, without).await?;
         sqlx::query("UPDATE lans SET wanted_node_key = NULL WHERE wanted_node_key = $1").bind(key.0).execute(&mut *transaction).await?;
         for sql in [USERS, LANS].map(end_leases) {
             sqlx::query(sqlx::AssertSqlSafe(sql)).bind(key.0).execute(&mut *transaction).await?;
@@ -389,6 +400,20 @@ impl Accounts {
         if self.takes_several_nodes() { Ok(()) } else { Err(AccountsError::OneNode) }
     }
 }
+
+/// Changes where profiles lead, in the transaction that is the reason: no two are under way at once.
+async fn change_public(transaction: &mut Transaction<'static, Any>, change: impl FnOnce(&str) -> String) -> Result<(), sqlx::Error> {
+    let known: Option<String> =
+        sqlx::query_scalar("SELECT value FROM settings WHERE name = $1").bind(PUBLIC).fetch_optional(&mut **transaction).await?;
+    if let Some(known) = known {
+        let set = "UPDATE settings SET value = $2 WHERE name = $1";
+        sqlx::query(set).bind(PUBLIC).bind(change(&known)).execute(&mut **transaction).await?;
+    }
+    Ok(())
+}
+
+/// The setting that says where relays reach the login ports of all nodes, as profiles list them.
+pub(crate) const PUBLIC: &str = "public";
 
 fn end_leases(Book { node_usage, .. }: Book) -> String {
     format!("UPDATE {node_usage} SET leased_bytes = 0 WHERE node_key = $1 AND leased_bytes <> 0")

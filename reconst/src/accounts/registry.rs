@@ -56,22 +56,6 @@ impl Accounts {
         Ok(())
     }
 
-    /// Changes a setting that is set to what `change` makes of it, while no other change is under way.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn change_setting(&self, name: &str, change: impl FnOnce(&str) -> String) -> Result<(), AccountsError> {
-        let mut transaction = self.write().await?;
-        self.touch(&mut transaction, Touched::Nobody).await?;
-        let sql = "SELECT value FROM settings WHERE name = $1";
-        let value: Option<String> = sqlx::query_scalar(sql).bind(name).fetch_optional(&mut *transaction).await?;
-        if let Some(value) = value {
-            let sql = "UPDATE settings SET value = $2 WHERE name = $1";
-            sqlx::query(sql).bind(name).bind(change(&value)).execute(&mut *transaction).await?;
-        }
-        Ok(transaction.commit().await?)
-    }
-
     /// Adds a LAN: with the next free number, unless `id` says one, and the port that follows from it, unless `data_port` says one.
     ///
     /// # Errors
