@@ -120,7 +120,7 @@ async fn rate() -> anyhow::Result<()> {
     let client = neighbourhood.client();
     client.fresh_request(100).await?;
     let idle = client.fresh_requests(50, 100, Duration::from_millis(20)).await?;
-    for (way, flows) in [("down", 1), ("up", 1), ("down", 20)] {
+    for (way, flows) in [("down", 1), ("up", 1), ("down", 20), ("up", 20)] {
         let span = Span { total: Duration::from_secs(33), warm_up: Duration::from_secs(3) };
         let mut bulks = JoinSet::new();
         for _ in 0..flows {

@@ -247,7 +247,7 @@ fn a_throttled_quota_is_shared_like_a_rate() {
     account.take(Way::Down, 1000).expect("the quota");
     let many: Vec<_> = (0..9).map(|_| account.take(Way::Down, 1000).expect("throttled")).collect();
     let one = account.account.take(account.now, NOW, Way::Down, BOB, 1000).expect("throttled");
-    let later = account.now + Duration::from_secs(2);
+    let later = account.now + Duration::from_millis(2100);
     assert_eq!(account.account.wait(later, Way::Down, &one), None, "it is not behind all of the other's");
     assert!(account.account.wait(later, Way::Down, &many[8]).is_some());
 }
@@ -260,7 +260,7 @@ fn a_turn_that_is_given_up_is_the_next_ones() {
     account.account.give_up_turn(Way::Up, &waits);
     let next = account.take(Way::Up, 1000).expect("no quota");
     assert_eq!(account.account.wait(account.now, Way::Up, &first), None);
-    assert_eq!(account.account.wait(account.now + Duration::from_secs(1), Way::Up, &next), None);
+    assert_eq!(account.account.wait(account.now + Duration::from_millis(1010), Way::Up, &next), None);
     assert_eq!(account.account.used().up, 2000);
 }
 
