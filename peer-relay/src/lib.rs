@@ -48,6 +48,7 @@ mod servers;
 mod share;
 mod store;
 mod strangers;
+mod way;
 mod weights;
 
 pub use announcer::AnnounceConfig;

@@ -14,25 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail};
-use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use anyhow::{Context, bail};
+use quinn::{ConnectionError, VarInt};
 use shared::{
     community::{
         hello::LineNumber,
         login::{CloseCode, DataAddress, Frames, FromReconst, FromRelay, LineActive, Placement, VERSION},
         member::CertificateMark,
-        probe::DATAGRAMS_BYTES,
         profile::Profile,
     },
     ids::LanId,
-    link::{
-        attempts::first_of,
-        credentials::Credentials,
-        renew::Connections,
-        tls::{LOGIN_ALPN, SERVER_NAME, TlsError},
-    },
+    link::{credentials::Credentials, renew::Connections, tls::TlsError},
     service::{NetworkChange, NetworkWatch, Shutdown},
-    target::{Host, Target},
+    target::Target,
     units::Rate,
 };
 use tokio::{
@@ -45,6 +39,7 @@ use crate::{
     client::{CarriedStatus, Common},
     line::WanBinding,
     servers::Servers,
+    way::{CONNECT_TIME, Problem, Reached, Way, explain},
     weights::LineWeights,
 };
 
@@ -78,28 +73,6 @@ pub(crate) struct Login {
     standing: watch::Sender<Option<quinn::Connection>>,
 }
 
-/// How servers are reached over the line.
-#[derive(Clone)]
-struct Way {
-    config: quinn::ClientConfig,
-    binding: WanBinding,
-}
-
-/// A server that has answered.
-struct Reached {
-    target: Target,
-    address: SocketAddr,
-    connection: quinn::Connection,
-}
-
-/// Why no login stands.
-struct Problem {
-    target: Target,
-    /// Whether somebody was there: then that says more than that others are silent.
-    has_answered: bool,
-    error: anyhow::Error,
-}
-
 /// The line that a login is about.
 pub(crate) struct LoginLine {
     /// As it is announced on the LAN too.
@@ -128,11 +101,10 @@ impl Login {
         line: LineNumber,
         binding: WanBinding,
     ) -> Result<(Self, watch::Receiver<Upstream>), TlsError> {
-        let mut config = quinn::ClientConfig::new(credentials.client_crypto(&profile.authority_pem, LOGIN_ALPN)?);
-        config.transport_config(Arc::new(transport()));
+        let way = Way::new(profile, credentials, binding)?;
         let (upstream, receiver) = watch::channel(Upstream::default());
         let login = Self {
-            way: Way { config, binding },
+            way,
             connections: connections.clone(),
             reconst: profile.reconst.clone(),
             lan: profile.identity.lan,
@@ -187,14 +159,9 @@ impl Login {
     }
 
     async fn log_in(&self, line: &mut LoginLine, servers: &mut Servers) -> Result<Moves, Problem> {
-        let (order, mut problems) = (servers.in_order(), Vec::new());
-        let attempts = order.iter().map(|target| self.way.clone().connect(target.clone()));
-        let reached = first_of(attempts.collect::<Vec<_>>(), STAGGER, |problem: Problem| problems.push(problem)).await;
-        servers.on_answered(reached.as_ref().map(|reached| &reached.target), Instant::now());
-        let Some(Reached { target, connection, address }) = reached else {
-            let rank = |problem: &Problem| (!problem.has_answered, order.iter().position(|target| *target == problem.target));
-            return Err(problems.into_iter().min_by_key(rank).expect("the current server is one of them"));
-        };
+        let reached = self.way.first_of(servers.in_order()).await;
+        servers.on_answered(reached.as_ref().ok().map(|reached| &reached.target), Instant::now());
+        let Reached { target, address, connection } = reached?;
         self.standing.send_replace(Some(connection.clone()));
         let ended = self.stay(&connection, address, line, servers).await;
         self.standing.send_replace(None);
@@ -324,47 +291,6 @@ impl Login {
     }
 }
 
-impl Way {
-    /// Connects to the login port of a server, or, while a modem's line comes up, waits for it.
-    async fn connect(self, target: Target) -> Result<Reached, Problem> {
-        let (address, connecting) = match self.begin(&target).await {
-            Ok(begun) => begun,
-            Err(error) => return Err(Problem { target, has_answered: false, error }),
-        };
-        match timeout(CONNECT_TIME, connecting).await {
-            Ok(Ok(connection)) => Ok(Reached { target, address, connection }),
-            Ok(Err(error)) => {
-                let has_answered = !matches!(error, ConnectionError::TimedOut | ConnectionError::LocallyClosed);
-                Err(Problem { target, has_answered, error: explain(&error) })
-            }
-            Err(_) => Err(Problem { target, has_answered: false, error: anyhow!("reconst at {address} does not answer") }),
-        }
-    }
-
-    async fn begin(&self, target: &Target) -> anyhow::Result<(SocketAddr, quinn::Connecting)> {
-        let address = timeout(CONNECT_TIME, self.resolve(target)).await.context("the name server does not answer")??;
-        let socket = self.binding.open(address.ip()).with_context(|| format!("can't send over {}", self.binding))?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
-        Ok((address, endpoint.connect_with(self.config.clone(), address, SERVER_NAME)?))
-    }
-
-    /// The first address of `target` that the line can send to.
-    async fn resolve(&self, target: &Target) -> anyhow::Result<SocketAddr> {
-        let usable = |ip: &IpAddr| !matches!(self.binding, WanBinding::Address(local) if local.is_ipv4() != ip.is_ipv4());
-        match &target.host {
-            Host::Ip(ip) if usable(ip) => Ok(SocketAddr::new(*ip, target.port)),
-            Host::Ip(ip) => bail!("{ip} can't be reached from {}: one is IPv4, the other IPv6", self.binding),
-            Host::Name(name) => {
-                let mut found =
-                    tokio::net::lookup_host((name.as_str(), target.port)).await.with_context(|| format!("can't resolve {name}"))?;
-                found
-                    .find(|address| usable(&address.ip()))
-                    .with_context(|| format!("{name} has no address that {} can reach", self.binding))
-            }
-        }
-    }
-}
-
 impl LoginLine {
     fn active(&self) -> LineActive {
         LineActive {
@@ -442,59 +368,6 @@ fn is_denied(connection: &quinn::Connection) -> bool {
     let Some(ConnectionError::ApplicationClosed(close)) = connection.close_reason() else { return false };
     CloseCode::from_code(close.error_code.into_inner()) == Some(CloseCode::Denied)
 }
-
-fn explain(error: &ConnectionError) -> anyhow::Error {
-    match error {
-        ConnectionError::ApplicationClosed(close) => {
-            let reason = String::from_utf8_lossy(&close.reason);
-            match CloseCode::from_code(close.error_code.into_inner()) {
-                Some(CloseCode::Denied) => anyhow!("reconst refuses this relay: {reason}"),
-                Some(CloseCode::Busy) => anyhow!("reconst has no room right now: {reason}"),
-                Some(CloseCode::Leaving) => anyhow!("reconst is going away"),
-                _ => anyhow!("reconst closed the login: {reason}"),
-            }
-        }
-        ConnectionError::TransportError(error) if is_about_certificates(error.code) => {
-            anyhow!("reconst is not the one that made this profile, or the other way round: ask its operator for a new one ({error})")
-        }
-        error => anyhow!("the connection to reconst failed: {error}"),
-    }
-}
-
-/// Whether a TLS alert (RFC 8446 §6.2) says that one end does not believe the other's certificate.
-fn is_about_certificates(code: quinn::TransportErrorCode) -> bool {
-    const ALERTS: [u8; 8] = [42, 43, 44, 45, 46, 48, 51, 116];
-    ALERTS.into_iter().any(|alert| code == quinn::TransportErrorCode::crypto(alert))
-}
-
-/// A login is one stream with little on it; it must not take the line from its users.
-fn transport() -> TransportConfig {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(WINDOW_BYTES))
-        .send_window(WINDOW_BYTES.into())
-        .datagram_receive_buffer_size(Some(DATAGRAMS_BYTES))
-        .datagram_send_buffer_size(DATAGRAMS_BYTES);
-    transport
-}
-
-/// After this long without an answer the line counts as down: a few lost keep-alives on a bad line do not.
-const IDLE_MS: u32 = 15_000;
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
-
-/// Two frames of the longest.
-const WINDOW_BYTES: u32 = 32 * 1024;
-
-/// The longest that a name server or `reconst` is waited for: a modem's line takes seconds to come up.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
-
-/// How long a server has to answer before the next is asked as well: a few round trips of most lines.
-const STAGGER: Duration = Duration::from_millis(500);
 
 /// A server that has not answered for so long is left for another one, if there is one; what is said every second is answered at once, and the
 /// queue of a line that carries something moves. A mistake costs a login, and no path.

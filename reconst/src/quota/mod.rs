@@ -22,7 +22,7 @@ use std::{
 };
 
 use shared::{
-    community::quota::{Account, Limits, Refused, UnixSeconds, Used, WallClock},
+    community::quota::{Account, Limits, Refused, UnixSeconds, Used, WallClock, Whose},
     target::{Refusal, RefusalKind},
     units::Rate,
 };
@@ -101,7 +101,7 @@ impl Keeper {
         let time = Arc::new(AtomicI64::new(clock.read(Instant::now(), system_time()).0));
         let line = (rate_up.is_some() || rate_down.is_some()).then(|| {
             let (now, limits) = (UnixSeconds(time.load(Ordering::Relaxed)), Limits { rate_up, rate_down, ..Limits::default() });
-            Arc::new(Mutex::new(Account::of_lan(Instant::now(), now, limits, now, BTreeMap::new())))
+            Arc::new(Mutex::new(Account::new(Whose::Lan, Instant::now(), now, limits, now, BTreeMap::new())))
         });
         let shared = Shared {
             accounts,
@@ -146,7 +146,7 @@ impl Keeper {
         let row = as_kept().await?;
         let spender = Spender::Lan(row.key);
         let (used, elsewhere) = self.used(spender).await?;
-        let mut account = Account::of_lan(Instant::now(), shared.time(), row.limits.clone(), row.since, used);
+        let mut account = Account::new(Whose::Lan, Instant::now(), shared.time(), row.limits.clone(), row.since, used);
         if let Some(elsewhere) = elsewhere {
             account.share(elsewhere);
         }
@@ -169,7 +169,7 @@ impl Keeper {
         }
         let spender = Spender::User(member.account);
         let (used, elsewhere) = self.used(spender).await?;
-        let mut account = Account::new(Instant::now(), shared.time(), member.limits.clone(), member.since, used);
+        let mut account = Account::new(Whose::User, Instant::now(), shared.time(), member.limits.clone(), member.since, used);
         if let Some(elsewhere) = elsewhere {
             account.share(elsewhere);
         }

@@ -26,7 +26,7 @@ use reconst::{
 use shared::{
     community::{
         member::Name,
-        quota::{Account, Sharer, UnixSeconds, Way},
+        quota::{Account, Sharer, UnixSeconds, Way, Whose},
     },
     units::{Rate, Size},
 };
@@ -185,7 +185,7 @@ async fn share(what: &str, line: &str, limits: Limits) -> anyhow::Result<()> {
 fn grants() {
     let limits = Limits { quota: Some(Quota::of(Size { bytes: u64::MAX >> 1 })), ..Limits::default() };
     let begun = Instant::now();
-    let mut account = Account::new(begun, now(), limits.clone(), now(), Default::default());
+    let mut account = Account::new(Whose::User, begun, now(), limits.clone(), now(), Default::default());
     let time = now();
     for _ in 0..GRANTS {
         let grant = account.take(Instant::now(), time, Way::Down, Sharer { user: 1, flow: 1 }, 65_536).expect("a quota without end");
@@ -196,7 +196,7 @@ fn grants() {
     let rates = [("without a rate", None), ("with a rate that is shared", Some(Rate { bits_per_second: 10_000_000_000_000 }))];
     for (what, rate) in rates {
         let begun = Instant::now();
-        let mut account = Account::of_lan(begun, time, Limits { rate_down: rate, ..limits.clone() }, time, Default::default());
+        let mut account = Account::new(Whose::Lan, begun, time, Limits { rate_down: rate, ..limits.clone() }, time, Default::default());
         for number in 0..GRANTS {
             let sharer = Sharer { user: i64::from(number % 100), flow: u64::from(number % 1000) };
             let grant = account.take(Instant::now(), time, Way::Down, sharer, 65_536).expect("a quota without end");

@@ -64,23 +64,8 @@ pub struct Grant {
 }
 
 impl Account {
-    /// A user's account of which `used_by_period` is known from before.
-    pub fn new(now: Instant, time: UnixSeconds, limits: Limits, since: UnixSeconds, used_by_period: BTreeMap<UnixSeconds, Used>) -> Self {
-        Self::of(Whose::User, now, time, limits, since, used_by_period)
-    }
-
-    /// The same of a LAN, or of another that users spend from besides their own accounts.
-    pub fn of_lan(
-        now: Instant,
-        time: UnixSeconds,
-        limits: Limits,
-        since: UnixSeconds,
-        used_by_period: BTreeMap<UnixSeconds, Used>,
-    ) -> Self {
-        Self::of(Whose::Lan, now, time, limits, since, used_by_period)
-    }
-
-    fn of(
+    /// An account of which `used_by_period` is known from before.
+    pub fn new(
         whose: Whose,
         now: Instant,
         time: UnixSeconds,

@@ -278,12 +278,12 @@ struct Bench {
 impl Bench {
     fn new(limits: Limits) -> Self {
         let now = Instant::now();
-        Self { account: Account::new(now, NOW, limits, NOW, BTreeMap::new()), now }
+        Self { account: Account::new(Whose::User, now, NOW, limits, NOW, BTreeMap::new()), now }
     }
 
     fn of_lan(limits: Limits) -> Self {
         let now = Instant::now();
-        Self { account: Account::of_lan(now, NOW, limits, NOW, BTreeMap::new()), now }
+        Self { account: Account::new(Whose::Lan, now, NOW, limits, NOW, BTreeMap::new()), now }
     }
 
     fn take(&mut self, way: Way, bytes: u64) -> Result<Grant, Refused> {
